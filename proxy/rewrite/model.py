@@ -1,0 +1,126 @@
+"""The model that rewriting works on: physical tables, the versions seen through them, the mirrors between.
+
+The migrator builds these values from a migration and the catalog and publishes them inside the routing state; a
+sidecar only reads them. Everything here is frozen, hashable and free of I/O. JSON codecs stand in
+``proxy.rewrite.codec``.
+
+Vocabulary (see ``docs/architecture.md``): a *version* is the logical schema that an app knows; a *shape* is the
+physical columns behind it; *up* maps the old shape's columns to the new shape's, *down* the reverse; the *mark* is
+the smallint column that says which shape was last authoritative for a row (1/2 old, 3/4 new, NULL never synced or a
+problem) and that toggles with every rewritten write.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Side = Literal["old", "new"]
+DefaultKind = Literal["none", "stable", "volatile"]
+
+MARK_OLD = (1, 2)
+MARK_NEW = (3, 4)
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One physical column, as the catalog has it."""
+
+    name: str
+    type: str
+    """The type without its modifier, as ``format_type(oid, -1)`` prints it: safe as a cast target."""
+    type_full: str
+    """The type with its modifier, as ``format_type(oid, typmod)`` prints it."""
+    not_null: bool = False
+    default: str | None = None
+    """The default's SQL text, every name in it schema-qualified or in ``pg_catalog``."""
+    default_kind: DefaultKind = "none"
+    """``stable``: the text may be repeated within one statement; ``volatile``: two evaluations may differ."""
+    identity: Literal["", "a", "d"] = ""
+    generated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class LogicalColumn:
+    """One column of a version: the name that the app uses, and the physical column that holds it."""
+
+    name: str
+    column: str
+
+
+@dataclass(frozen=True, slots=True)
+class Mirror:
+    """One physical column whose value follows from columns of the other shape."""
+
+    target: str
+    """The physical column that is computed."""
+    function: str
+    """SQL text naming the function, schema-qualified and quoted, e.g. ``dualwire.up_3_1``. It never raises."""
+    sources: tuple[str, ...]
+    """Physical columns of the authoritative shape, in the order of the function's arguments."""
+    total: bool = True
+    """Whether the expression was proved unable to raise (else the function traps errors and gives NULL)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Direction:
+    """All mirrors of one direction: what a writer of one version must also write for the other."""
+
+    mirrors: tuple[Mirror, ...] = ()
+    ok_function: str | None = None
+    """SQL text naming a boolean function that tells whether every mirror worked and the target shape's constraints
+    hold. It never raises. None where nothing can fail."""
+    ok_sources: tuple[str, ...] = ()
+    """The physical columns that are the arguments of ``ok_function``, in order."""
+
+
+@dataclass(frozen=True, slots=True)
+class TableModel:
+    """A table of which some version differs from what the catalog shows."""
+
+    schema: str
+    name: str
+    oid: int
+    columns: tuple[Column, ...]
+    """All physical columns in catalog order (dropped ones left out), the mark included."""
+    primary_key: tuple[str, ...]
+    """Physical names."""
+    old: tuple[LogicalColumn, ...]
+    """The columns of the old version in the order that its clients see."""
+    new: tuple[LogicalColumn, ...]
+    """The columns of the new version; equal to ``old`` where no migration is active."""
+    up: Direction = Direction()
+    """What writes of old speakers must carry over."""
+    down: Direction = Direction()
+    """What writes of new speakers must carry over."""
+    mark: str | None = None
+    """The mark column's physical name; None where nothing needs mirroring."""
+    guard: Literal["sync", "off"] = "sync"
+    shadows: tuple[str, ...] = ()
+    """Other schemas that hold a relation of the same name when the state was published."""
+
+    @property
+    def qualified(self) -> str:
+        """``schema.name``, unquoted: the table's key in plans, metrics and logs."""
+        return f"{self.schema}.{self.name}"
+
+    def column(self, name: str) -> Column:
+        """The physical column of that name; KeyError if there is none."""
+        for column in self.columns:
+            if column.name == name:
+                return column
+        raise KeyError(name)
+
+    def logical(self, side: Side) -> tuple[LogicalColumn, ...]:
+        """The columns of one version."""
+        return self.old if side == "old" else self.new
+
+    def direction(self, side: Side) -> Direction:
+        """What a writer that speaks ``side`` must carry over to the other shape."""
+        return self.up if side == "old" else self.down
+
+    def native(self, side: Side) -> bool:
+        """Whether that version's columns are the physical ones, in the same order and under the same names."""
+        return tuple((c.name, c.column) for c in self.logical(side)) == tuple(
+            (c.name, c.name) for c in self.columns
+        )

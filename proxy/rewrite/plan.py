@@ -1,0 +1,97 @@
+"""What planning a statement gives: the text to send, or a refusal, with the reason for either.
+
+A plan is a value: cached by exact text, shared between sessions, never changed after it was made.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class Kind(StrEnum):
+    """What a statement is to a session and to routing. The worst kind of all statements of a text counts."""
+
+    READ = "read"
+    """Proved to change nothing and to need nothing that only the primary has."""
+    WRITE = "write"
+    """May change something, or could not be proved harmless: the default."""
+    BEGIN = "begin"
+    COMMIT = "commit"
+    """COMMIT, END, PREPARE TRANSACTION."""
+    ROLLBACK = "rollback"
+    SAVEPOINT = "savepoint"
+    """SAVEPOINT, RELEASE, ROLLBACK TO."""
+    SET = "set"
+    """SET or RESET of one session setting."""
+    SET_LOCAL = "set_local"
+    """SET LOCAL, SET TRANSACTION, SET CONSTRAINTS: ends with the transaction."""
+    SHOW = "show"
+    COPY_IN = "copy_in"
+    DDL = "ddl"
+    SESSION = "session"
+    """LISTEN, DISCARD, DEALLOCATE, PREPARE, EXECUTE, DECLARE, LOAD, temp tables: state of the server session."""
+    EMPTY = "empty"
+    UNPARSED = "unparsed"
+    """Could not be parsed; the server will say why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """An error that dualwire gives instead of sending the statement."""
+
+    sqlstate: str
+    message: str
+    detail: str = ""
+    hint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """Replace ``original[start:end]`` (byte offsets) by ``text``; ``start == end`` is an insertion."""
+
+    start: int
+    end: int
+    text: bytes
+    recipe: str
+    """The name of the rule that asked for the edit, e.g. ``mirror_set`` or ``expand_star``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The decision for one text under one version."""
+
+    text: bytes
+    """What to send: the client's own bytes (the same object) where nothing is rewritten."""
+    kind: Kind
+    reason: str
+    """Why this plan: snake_case, a bounded set of values, fit for a metric label."""
+    edits: tuple[Edit, ...] = ()
+    tables: tuple[str, ...] = ()
+    """Tables of the routing state that the statement names, ``schema.name``."""
+    mirrored: bool = False
+    """The text writes both shapes itself."""
+    guarded: bool = False
+    """The text writes one shape and leaves the other to the guard."""
+    refusal: Refusal | None = None
+    relations: tuple[tuple[str | None, str], ...] = ()
+    """(schema or None, name) of every relation that a READ names, for the check that a replica can serve it."""
+    fallback: Plan | None = None
+    """What to send when the server rejects ``text`` but accepts the original (None: refuse)."""
+    settings: tuple[tuple[str, str | None], ...] = ()
+    """For Kind.SET: (lower-case name, the statement's own text or None for RESET)."""
+    temp_relations: tuple[str, ...] = ()
+    """Names of temporary relations that the statement creates."""
+    statements: int = 1
+    explanations: tuple[str, ...] = field(default=())
+    """Sentences for people: what was done to the statement and why (``dualwire explain``)."""
+
+    @property
+    def rewritten(self) -> bool:
+        """Whether the text that is sent differs from the client's."""
+        return bool(self.edits)
+
+    @property
+    def touches(self) -> bool:
+        """Whether the statement may touch a table of the routing state (unparsable text may)."""
+        return bool(self.tables) or self.kind is Kind.UNPARSED
