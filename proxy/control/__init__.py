@@ -1,1 +1,2 @@
-"""Routing state: the model that the migrator publishes, and how a sidecar follows, acknowledges and holds it."""
+"""Routing state: the model that the migrator publishes, and how a sidecar follows, acknowledges and holds
+it."""

@@ -1,1 +1,1 @@
-"""Versions, shapes and dual writes: one pure function from a statement and a version to a plan or a refusal."""
+"""Versions, shapes, dual writes: a pure function from a statement and a version to a plan or a refusal."""

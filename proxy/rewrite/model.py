@@ -1,13 +1,13 @@
 """The model that rewriting works on: physical tables, the versions seen through them, the mirrors between.
 
-The migrator builds these values from a migration and the catalog and publishes them inside the routing state; a
-sidecar only reads them. Everything here is frozen, hashable and free of I/O. JSON codecs stand in
+The migrator builds these values from a migration and the catalog and publishes them inside the routing state;
+a sidecar only reads them. Everything here is frozen, hashable and free of I/O. JSON codecs stand in
 ``proxy.rewrite.codec``.
 
-Vocabulary (see ``docs/architecture.md``): a *version* is the logical schema that an app knows; a *shape* is the
-physical columns behind it; *up* maps the old shape's columns to the new shape's, *down* the reverse; the *mark* is
-the smallint column that says which shape was last authoritative for a row (1/2 old, 3/4 new, NULL never synced or a
-problem) and that toggles with every rewritten write.
+Vocabulary (see ``docs/architecture.md``): a *version* is the logical schema that an app knows; a *shape* is
+the physical columns behind it; *up* maps the old shape's columns to the new shape's, *down* the reverse; the
+*mark* is the smallint column that says which shape was last authoritative for a row (1/2 old, 3/4 new, NULL
+never synced or a problem) and that toggles with every rewritten write.
 """
 
 from __future__ import annotations
@@ -55,7 +55,9 @@ class Mirror:
     target: str
     """The physical column that is computed."""
     function: str
-    """SQL text naming the function, schema-qualified and quoted, e.g. ``dualwire.up_3_1``. It never raises."""
+    """SQL text naming the function, schema-qualified and quoted, e.g. ``dualwire.up_3_1``. It never
+    raises.
+    """
     sources: tuple[str, ...]
     """Physical columns of the authoritative shape, in the order of the function's arguments."""
     total: bool = True
@@ -68,8 +70,8 @@ class Direction:
 
     mirrors: tuple[Mirror, ...] = ()
     ok_function: str | None = None
-    """SQL text naming a boolean function that tells whether every mirror worked and the target shape's constraints
-    hold. It never raises. None where nothing can fail."""
+    """SQL text naming a boolean function that tells whether every mirror worked and the target shape's
+    constraints hold. It never raises. None where nothing can fail."""
     ok_sources: tuple[str, ...] = ()
     """The physical columns that are the arguments of ``ok_function``, in order."""
 
@@ -120,7 +122,9 @@ class TableModel:
         return self.up if side == "old" else self.down
 
     def native(self, side: Side) -> bool:
-        """Whether that version's columns are the physical ones, in the same order and under the same names."""
+        """Whether that version's columns are the physical ones, in the same order and under the same
+        names.
+        """
         return tuple((c.name, c.column) for c in self.logical(side)) == tuple(
             (c.name, c.name) for c in self.columns
         )

@@ -6,34 +6,9 @@ A plan is a value: cached by exact text, shared between sessions, never changed 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import StrEnum
 
-
-class Kind(StrEnum):
-    """What a statement is to a session and to routing. The worst kind of all statements of a text counts."""
-
-    READ = "read"
-    """Proved to change nothing and to need nothing that only the primary has."""
-    WRITE = "write"
-    """May change something, or could not be proved harmless: the default."""
-    BEGIN = "begin"
-    COMMIT = "commit"
-    """COMMIT, END, PREPARE TRANSACTION."""
-    ROLLBACK = "rollback"
-    SAVEPOINT = "savepoint"
-    """SAVEPOINT, RELEASE, ROLLBACK TO."""
-    SET = "set"
-    """SET or RESET of one session setting."""
-    SET_LOCAL = "set_local"
-    """SET LOCAL, SET TRANSACTION, SET CONSTRAINTS: ends with the transaction."""
-    SHOW = "show"
-    COPY_IN = "copy_in"
-    DDL = "ddl"
-    SESSION = "session"
-    """LISTEN, DISCARD, DEALLOCATE, PREPARE, EXECUTE, DECLARE, LOAD, temp tables: state of the server session."""
-    EMPTY = "empty"
-    UNPARSED = "unparsed"
-    """Could not be parsed; the server will say why."""
+from proxy.sql.kinds import Kind as Kind
+from proxy.sql.splice import Edit as Edit
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,17 +19,6 @@ class Refusal:
     message: str
     detail: str = ""
     hint: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Edit:
-    """Replace ``original[start:end]`` (byte offsets) by ``text``; ``start == end`` is an insertion."""
-
-    start: int
-    end: int
-    text: bytes
-    recipe: str
-    """The name of the rule that asked for the edit, e.g. ``mirror_set`` or ``expand_star``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +39,9 @@ class Plan:
     """The text writes one shape and leaves the other to the guard."""
     refusal: Refusal | None = None
     relations: tuple[tuple[str | None, str], ...] = ()
-    """(schema or None, name) of every relation that a READ names, for the check that a replica can serve it."""
+    """(schema or None, name) of every relation that a READ names, for the check that a replica can serve
+    it.
+    """
     fallback: Plan | None = None
     """What to send when the server rejects ``text`` but accepts the original (None: refuse)."""
     settings: tuple[tuple[str, str | None], ...] = ()

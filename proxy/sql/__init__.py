@@ -1,1 +1,1 @@
-"""Parsing, classification and splicing of SQL text. Knows statements, knows neither connections nor versions."""
+"""Parsing, classification and splicing of SQL text: statements, neither connections nor versions."""

@@ -1,0 +1,25 @@
+# The sidecar and the migrator in one small image: `docker run ... dualwire proxy --config /etc/dualwire/dualwire.toml`.
+FROM python:3.12-slim AS build
+WORKDIR /src
+RUN pip install --no-cache-dir uv
+COPY pyproject.toml uv.lock README.md LICENSE ./
+COPY proxy proxy
+COPY migrator migrator
+# The locked dependencies with their hashes, then the wheel alone: the image has no source tree and no build tools.
+RUN python -m venv /opt/dualwire \
+    && uv export --quiet --locked --no-emit-project --output-file /tmp/requirements.txt \
+    && uv pip install --quiet --python /opt/dualwire/bin/python --require-hashes -r /tmp/requirements.txt \
+    && uv build --quiet --wheel --out-dir /tmp/dist \
+    && uv pip install --quiet --python /opt/dualwire/bin/python --no-deps /tmp/dist/dualwire-*.whl
+
+FROM python:3.12-slim
+RUN useradd --system --no-create-home --shell /usr/sbin/nologin dualwire
+COPY --from=build /opt/dualwire /opt/dualwire
+COPY config/dualwire.toml /etc/dualwire/dualwire.toml
+ENV PATH=/opt/dualwire/bin:$PATH PYTHONUNBUFFERED=1
+USER dualwire
+EXPOSE 6432 9432
+HEALTHCHECK --interval=10s --timeout=3s --start-period=10s --retries=3 \
+    CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:9432/healthz', timeout=2)"]
+ENTRYPOINT ["dualwire"]
+CMD ["proxy", "--config", "/etc/dualwire/dualwire.toml"]

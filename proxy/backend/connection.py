@@ -1,0 +1,318 @@
+"""One connection to a PostgreSQL server: login, our own queries while it is idle, raw bytes while a session has it.
+
+Contract: :func:`connect` gives a connection that is logged in and idle, or raises ServerUnavailable. While *attached*,
+every byte from the server goes to the owner unread; while idle, :meth:`ServerConnection.simple` runs a query of ours.
+A connection that fails in any way is closed and never used again; whoever holds it hears of it once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import ssl
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol, cast
+
+from proxy.backend.errors import QueryFailed, ServerUnavailable
+from proxy.dsn import Dsn
+from proxy.wire import messages as m
+from proxy.wire.framing import Framer
+from proxy.wire.messages import ProtocolViolation
+from proxy.wire.scram import AuthenticationFailed, ClientExchange, md5_response
+
+_SSL_REQUEST = b"\x00\x00\x00\x08\x04\xd2\x16\x2f"
+
+
+class Owner(Protocol):
+    """Whoever a connection is attached to."""
+
+    def server_data(self, connection: ServerConnection, data: bytes) -> None: ...
+    def server_lost(self, connection: ServerConnection) -> None: ...
+    def server_writable(self, connection: ServerConnection, writable: bool) -> None: ...
+
+
+class ServerConnection(asyncio.Protocol):
+    """See the module's docstring; made by :func:`connect`."""
+
+    def __init__(self, dsn: Dsn, parameters: dict[str, str], password: str | None) -> None:
+        self.dsn = dsn
+        self.startup_parameters = parameters
+        self.parameters: dict[str, str] = {}
+        """What the server reported by ParameterStatus."""
+        self.pid = 0
+        self.secret = b""
+        self.closed = False
+        self.idle_since = 0.0
+        self.applied: dict[str, str] = {}
+        """Session settings that were replayed here (replica connections)."""
+        self._password = password
+        self._transport: asyncio.Transport | None = None
+        self._owner: Owner | None = None
+        self._framer = Framer(allowed=None)
+        self._loop = asyncio.get_running_loop()
+        self._ready: asyncio.Future[None] = self._loop.create_future()
+        self._answer: asyncio.Future[bytes | None] | None = None
+        self._ssl_answer: asyncio.Future[bytes] | None = None
+        self._collected: list[bytes] = []
+        self._failed: bytes | None = None
+        self._scram: ClientExchange | None = None
+        self.on_closed: Callable[[ServerConnection], None] | None = None
+
+    # -- asyncio.Protocol ------------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        if self._owner is not None:
+            self._owner.server_data(self, data)
+            return
+        if self._ssl_answer is not None:
+            if not self._ssl_answer.done():
+                self._ssl_answer.set_result(data)
+            return
+        try:
+            for frame in self._framer.feed(data):
+                self._on_frame(frame)
+        except (ProtocolViolation, AuthenticationFailed) as exc:
+            self._break(ServerUnavailable("08P01", f"the server {self.dsn.label} broke the protocol: {exc}"))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.closed = True
+        reason = f"the server {self.dsn.label} closed the connection" + (f": {exc}" if exc else "")
+        self._break(ServerUnavailable("08006", reason, hint="See the server's log; the sidecar connects again."))
+        owner, self._owner = self._owner, None
+        if owner is not None:
+            owner.server_lost(self)
+        if self.on_closed is not None:
+            self.on_closed(self)
+
+    def pause_writing(self) -> None:
+        if self._owner is not None:
+            self._owner.server_writable(self, False)
+
+    def resume_writing(self) -> None:
+        if self._owner is not None:
+            self._owner.server_writable(self, True)
+
+    # -- attached --------------------------------------------------------------------------------------------------
+
+    def attach(self, owner: Owner) -> None:
+        """From now on every byte goes to ``owner``."""
+        self._owner = owner
+
+    def detach(self) -> None:
+        """The connection is ours again; the caller has seen the last ReadyForQuery."""
+        self._owner = None
+        self.resume_reading()
+
+    def write(self, data: bytes) -> None:
+        """Send bytes; silently nothing once the connection is lost (the owner has been told)."""
+        if self._transport is not None and not self.closed:
+            self._transport.write(data)
+
+    def pause_reading(self) -> None:
+        """Stop reading from the server: its client does not keep up."""
+        if self._transport is not None and not self.closed:
+            with contextlib.suppress(RuntimeError):
+                self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Read again."""
+        if self._transport is not None and not self.closed:
+            with contextlib.suppress(RuntimeError):
+                self._transport.resume_reading()
+
+    def close(self) -> None:
+        """Say goodbye and close."""
+        if self._transport is not None and not self.closed:
+            self.closed = True
+            self._owner = None
+            self._transport.write(m.TERMINATE_FRAME)
+            self._transport.close()
+
+    # -- our own queries -------------------------------------------------------------------------------------------
+
+    async def roundtrip(self, request: bytes) -> list[bytes]:
+        """Send messages that end in one ReadyForQuery; the frames that came before it.
+
+        Raises QueryFailed if one of them is an error (the connection stays usable), ServerUnavailable if it is lost.
+        """
+        if self.closed or self._answer is not None:
+            raise ServerUnavailable("08006", f"the connection to {self.dsn.label} is not usable")
+        self._collected, self._failed = [], None
+        self._answer = self._loop.create_future()
+        self.write(request)
+        try:
+            await self._answer
+        finally:
+            self._answer = None
+        if self._failed is not None:
+            raise QueryFailed(self._failed)
+        return self._collected
+
+    async def simple(self, sql: str) -> list[bytes]:
+        """Run a simple query of ours."""
+        return await self.roundtrip(m.query(sql.encode()))
+
+    # -- login -----------------------------------------------------------------------------------------------------
+
+    async def login(self, context: ssl.SSLContext | None) -> None:
+        """TLS if wanted, then startup and authentication."""
+        assert self._transport is not None
+        if context is not None:
+            await self._encrypt(context)
+        self.write(m.startup(self.startup_parameters))
+        await self._ready
+
+    async def _encrypt(self, context: ssl.SSLContext) -> None:
+        assert self._transport is not None
+        self._ssl_answer = self._loop.create_future()
+        self.write(_SSL_REQUEST)
+        answer = await self._ssl_answer
+        self._ssl_answer = None
+        if answer == b"S":
+            name = self.dsn.host if context.check_hostname else None
+            transport = await self._loop.start_tls(self._transport, self, context, server_hostname=name)
+            self._transport = cast(asyncio.Transport, transport)
+        elif answer != b"N":
+            raise ServerUnavailable("08P01", f"the server {self.dsn.label} answered garbage to an SSLRequest")
+        elif self.dsn.sslmode != "prefer":
+            raise ServerUnavailable(
+                "08001",
+                f"the server {self.dsn.label} does not support TLS, but sslmode is {self.dsn.sslmode}",
+                hint="Enable ssl on the server, or set sslmode=prefer in the connection string.",
+            )
+
+    def _on_frame(self, frame: bytes) -> None:
+        kind = frame[0]
+        if kind == m.READY_FOR_QUERY:
+            if not self._ready.done():
+                self._ready.set_result(None)
+            elif self._answer is not None and not self._answer.done():
+                self._answer.set_result(None)
+        elif kind == m.ERROR_RESPONSE:
+            if not self._ready.done():
+                fields = m.error_fields(frame)
+                text = fields.get("M", b"login failed").decode("utf-8", "replace")
+                self._break(ServerUnavailable(fields.get("C", b"08004").decode(), text, relayed=frame))
+            elif self._failed is None:
+                self._failed = frame
+        elif kind == m.PARAMETER_STATUS:
+            name, value = m.read_parameter_status(frame)
+            self.parameters[name] = value
+        elif kind == m.BACKEND_KEY_DATA:
+            self.pid = int.from_bytes(frame[5:9], "big")
+            self.secret = frame[9:]
+        elif kind == m.AUTHENTICATION:
+            self._authenticate(int.from_bytes(frame[5:9], "big"), frame[9:])
+        elif self._answer is not None:
+            self._collected.append(frame)
+
+    def _authenticate(self, method: int, body: bytes) -> None:
+        if method == 0:
+            return
+        if method == 12 and self._scram is not None:
+            self._scram.verify(body)
+            return
+        if self._password is None:
+            raise AuthenticationFailed(
+                "it asks for a password and the connection string has none (PGPASSWORD and ~/.pgpass were tried too)"
+            )
+        user = self.startup_parameters["user"]
+        if method == 3:
+            self.write(m.frame(m.PASSWORD, self._password.encode() + b"\0"))
+        elif method == 5:
+            self.write(md5_response(user, self._password, body[:4]))
+        elif method == 10:
+            self._scram = ClientExchange(self._password)
+            self.write(self._scram.first(body))
+        elif method == 11 and self._scram is not None:
+            self.write(self._scram.final(body))
+        else:
+            raise AuthenticationFailed(f"it asks for authentication method {method}, which dualwire does not know")
+
+    def _break(self, error: ServerUnavailable) -> None:
+        for future in (self._ready, self._answer, self._ssl_answer):
+            if future is not None and not future.done():
+                future.set_exception(error)
+                # Nobody may be waiting any more (a login that timed out): that is no unhandled error.
+                future.exception()
+        if not self.closed and self._transport is not None:
+            self.closed = True
+            self._transport.abort()
+
+
+def ssl_context(dsn: Dsn) -> ssl.SSLContext | None:
+    """The TLS settings that the connection string asks for, as libpq understands ``sslmode``; None: no TLS."""
+    if dsn.is_unix or dsn.sslmode in ("disable", "allow"):
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = dsn.sslmode == "verify-full"
+    if dsn.sslmode in ("prefer", "require") and dsn.sslrootcert is None:
+        context.verify_mode = ssl.CERT_NONE
+        return context
+    root = Path(dsn.sslrootcert) if dsn.sslrootcert else Path("~/.postgresql/root.crt").expanduser()
+    try:
+        context.load_verify_locations(root)
+    except OSError as exc:
+        raise ServerUnavailable(
+            "08001",
+            f"cannot read the root certificate {root}: {exc.strerror}",
+            hint="Set sslrootcert in the connection string.",
+        ) from exc
+    return context
+
+
+async def connect(
+    dsn: Dsn, parameters: dict[str, str], *, password: str | None, timeout: float
+) -> ServerConnection:
+    """A connection that is logged in and idle. ``parameters`` are the startup packet's; ``timeout`` is in seconds."""
+    loop = asyncio.get_running_loop()
+    connection = ServerConnection(dsn, parameters, password)
+    try:
+        async with asyncio.timeout(timeout):
+            if dsn.is_unix:
+                await loop.create_unix_connection(lambda: connection, dsn.socket_path)
+            else:
+                transport, _ = await loop.create_connection(lambda: connection, dsn.host, dsn.port)
+                raw = transport.get_extra_info("socket")
+                if raw is not None:
+                    raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                    raw.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            await connection.login(ssl_context(dsn))
+    except TimeoutError as exc:
+        connection.close()
+        raise ServerUnavailable(
+            "08001",
+            f"the server {dsn.label} did not answer within {timeout:g} s",
+            hint="Check that it runs and that the sidecar's connection string is right.",
+        ) from exc
+    except (OSError, ssl.SSLError) as exc:
+        connection.close()
+        raise ServerUnavailable(
+            "08001",
+            f"cannot connect to the server {dsn.label}: {exc.strerror or exc}",
+            hint="Check that it runs and that the sidecar's connection string is right.",
+        ) from exc
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+async def cancel(dsn: Dsn, pid: int, secret: bytes, timeout: float = 5.0) -> None:
+    """Send a CancelRequest for a backend, and wait until the server has taken it; failures are the caller's to ignore."""
+    async with asyncio.timeout(timeout):
+        if dsn.is_unix:
+            reader, writer = await asyncio.open_unix_connection(dsn.socket_path)
+        else:
+            reader, writer = await asyncio.open_connection(dsn.host, dsn.port)
+        try:
+            writer.write(m.cancel_request(pid, secret))
+            await writer.drain()
+            await reader.read(1)
+        finally:
+            writer.close()

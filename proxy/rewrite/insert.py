@@ -1,0 +1,308 @@
+"""INSERT: column lists supplied and translated, each row's mirrors appended, ON CONFLICT as in an UPDATE."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from proxy.rewrite.assign import assignments, mirror_set, set_name
+from proxy.rewrite.mirror import inserted_columns, inserted_mark, inserted_values
+from proxy.rewrite.modify import returning
+from proxy.rewrite.reasons import Reason
+from proxy.rewrite.relations import dml_target, with_clause
+from proxy.rewrite.resolve import Role, Scope, Source
+from proxy.rewrite.rules import Rule
+from proxy.rewrite.work import Refused, Unmirrorable, Work
+from proxy.sql.parse import Node
+from proxy.sql.quote import ident, idents
+from proxy.sql.repeatable import repeatable
+from proxy.sql.tokens import LPAREN
+
+
+def insert(work: Work, node: Node, outer: Scope) -> None:
+    """Handle one InsertStmt."""
+    ctes = with_clause(work, node, outer)
+    target = dml_target(work, node["relation"])
+    work.visit(node.get("selectStmt", {}), ctes)
+    if target.rule is not None:
+        _Insert(work, node, target, target.rule).rewrite()
+    scope = Scope(ctes)
+    scope.sources = [target]
+    _on_conflict(work, node.get("onConflictClause"), target, ctes)
+    returning(work, node, scope, target, None)
+
+
+class _Insert:
+    """The part of an INSERT before ON CONFLICT, into a table with a rule."""
+
+    def __init__(self, work: Work, node: Node, target: Source, rule: Rule) -> None:
+        self.work = work
+        self.node = node
+        self.target = target
+        self.rule = rule
+        tokens = work.tokens
+        at = tokens.dotted_end(tokens.at(node["relation"].get("location", 0)))
+        if "alias" in node["relation"]:
+            at += 2 if tokens.name(at + 1) == "AS" else 1
+        self.target_end = at
+        """The index of the last token of the table's name and alias."""
+        self.query: Node | None = node.get("selectStmt", {}).get("SelectStmt")
+        self.rows: list[list[Node]] = [
+            row["List"]["items"] for row in (self.query or {}).get("valuesLists", ())
+        ]
+
+    def rewrite(self) -> None:
+        columns = self._columns()
+        added, mark, per_row = [], None, None
+        try:
+            per_row = self._mirrored(columns)
+            added = inserted_columns(self.rule) if per_row is not None else []
+        except Unmirrorable as why:
+            self.work.leave_to_guard(self.rule, why.reason, why.sentence)
+        if self.rule.mark is not None and (per_row is not None or self.rule.side == "new"):
+            # A new speaker's row always says so: else the guard would take the old shape's nulls for the
+            # truth.
+            mark = self.rule.mark
+        self._column_list(columns, added, mark)
+        if mark is None and per_row is None:
+            return
+        if per_row is not None:
+            self._append_mirrors(per_row)
+        else:
+            self._append_marks()
+
+    def _columns(self) -> list[str]:
+        """The physical columns that the statement gives, named or not."""
+        if "cols" in self.node:
+            return [
+                set_name(
+                    self.work,
+                    self.target,
+                    column["ResTarget"]["name"],
+                    column["ResTarget"].get("location", 0),
+                )
+                for column in self.node["cols"]
+            ]
+        if self.query is None:
+            return []
+        physical = [column.column for column in self.rule.columns]
+        count = _width(self.query)
+        return physical if count is None else physical[:count]
+
+    def _mirrored(self, columns: list[str]) -> list[tuple[list[str], str]] | None:
+        """Per row, the cells to append and the mark; None where nothing is to be mirrored inline."""
+        rule, work = self.rule, self.work
+        if not rule.mirroring:
+            return None
+        if not work.dual_write:
+            raise Unmirrorable(Reason.GUARD_DUAL_WRITE_OFF, "Dual writes are switched off in this sidecar.")
+        if not work.inline:
+            raise Unmirrorable(Reason.GUARD_PREPARE, "The statement is only prepared here.")
+        if self.query is not None and not self.rows:
+            raise Unmirrorable(Reason.GUARD_INSERT_SELECT, "The rows come from a query.")
+        if any("indirection" in column["ResTarget"] for column in self.node.get("cols", ())):
+            raise Unmirrorable(Reason.GUARD_SUBSCRIPT, "Only a part of a column is inserted.")
+        if self.query is None:
+            return [self._row({})]
+        if any(_is_star(cell) for row in self.rows for cell in row):
+            raise Unmirrorable(Reason.GUARD_OTHER, "A row of VALUES is spread from a composite value.")
+        self._find_rows()
+        sources = {name for mirror in rule.mirrors for name in mirror.sources} | set(
+            rule.direction.ok_sources
+        )
+        wanted = [(at, name) for at, name in enumerate(columns) if name in sources]
+        return [self._row(self._cells(row, wanted, at)) for at, row in enumerate(self.rows)]
+
+    def _row(self, cells: dict[str, str | None]) -> tuple[list[str], str]:
+        return inserted_values(self.rule, cells), inserted_mark(self.rule, cells)
+
+    def _find_rows(self) -> None:
+        """Find the brackets of each row of VALUES, and the cells between them."""
+        tokens = self.work.tokens
+        self.spans: list[tuple[list[tuple[int, int]], int]] = []
+        at = self._values_keyword()
+        for row in self.rows:
+            at += 1
+            if tokens.name(at) != LPAREN:
+                raise LookupError("a row of VALUES has no brackets")
+            close = tokens.close_of(at)
+            cells = []
+            first = at + 1
+            while first <= close:
+                end = tokens.item_end(first)
+                cells.append((tokens.starts[first], tokens.ends[end - 1]))
+                first = end + 1
+            if len(cells) != len(row):
+                raise LookupError("the cells of a row of VALUES were not found")
+            self.spans.append((cells, tokens.starts[close]))
+            at = close + 1
+
+    def _values_keyword(self) -> int:
+        tokens = self.work.tokens
+        at = self.target_end + 1
+        if "cols" in self.node:
+            at = tokens.close_of(at) + 1
+        assert self.query is not None
+        if "withClause" in self.query:
+            outermost = tokens.find("VALUES", at)
+            if outermost >= 0:
+                return outermost
+        return tokens.names.index("VALUES", at)
+
+    def _cells(self, row: list[Node], wanted: list[tuple[int, str]], index: int) -> dict[str, str | None]:
+        cells: dict[str, str | None] = {}
+        spans = self.spans[index][0]
+        for at, name in wanted:
+            if at >= len(row):
+                continue
+            start, end = spans[at]
+            if "SetToDefault" in row[at]:
+                cells[name] = None
+            elif repeatable(row[at], end - start):
+                cells[name] = self.work.rendered(start, end)
+            else:
+                raise Unmirrorable(
+                    Reason.GUARD_VOLATILE_EXPRESSION,
+                    f"What is inserted into column {name} may differ, or cost much, if written twice.",
+                )
+        return cells
+
+    def _column_list(self, columns: list[str], added: list[str], mark: str | None) -> None:
+        work, tokens = self.work, self.work.tokens
+        extra = "".join(f", {ident(name)}" for name in added)
+        marked = f", {ident(mark)}" if mark else ""
+        mark_recipe = "mirror_insert" if self.rule.side == "old" else "mark_insert"
+        if "cols" in self.node:
+            at = tokens.starts[tokens.close_of(self.target_end + 1)]
+            self._insert(at, extra, "mirror_insert")
+            self._insert(at, marked, mark_recipe)
+            return
+        at = tokens.ends[self.target_end]
+        if self.query is None:
+            if added or mark:
+                self._default_values(at, [*added, *([mark] if mark else [])])
+            return
+        self._insert(at, f" ({idents(tuple(columns))}", "expand_list")
+        self._insert(at, extra, "mirror_insert")
+        self._insert(at, marked, mark_recipe)
+        self._insert(at, ")", "expand_list")
+        work.tell(
+            Reason.EXPAND_STAR, f"The column list of the version of {self.rule.model.qualified} is supplied."
+        )
+
+    def _default_values(self, at: int, names: list[str]) -> None:
+        """DEFAULT VALUES has no room for more: it becomes a list and a row of what is added."""
+        tokens = self.work.tokens
+        start = self.target_end + 1
+        end = tokens.ends[tokens.names.index("VALUES", start)]
+        self.default_values = (tokens.starts[start], end)
+        self._insert(at, f" ({idents(tuple(names))})", "mirror_insert")
+
+    def _append_mirrors(self, per_row: list[tuple[list[str], str]]) -> None:
+        work = self.work
+        mark = self.rule.mark is not None
+        mark_recipe = "mirror_insert" if self.rule.side == "old" else "mark_insert"
+        if self.query is None:
+            values, marked = per_row[0]
+            start, end = self.default_values
+            work.replace(
+                start, end, f"VALUES ({', '.join([*values, *([marked] if mark else [])])})", "mirror_insert"
+            )
+        else:
+            for (values, marked), (_, close) in zip(per_row, self.spans, strict=True):
+                self._insert(close, "".join(f", {value}" for value in values), "mirror_insert")
+                self._insert(close, f", {marked}" if mark else "", mark_recipe)
+        work.mirrored = True
+        work.tell(Reason.DUAL_WRITE, f"Rows inserted into {self.rule.model.qualified} get both shapes.")
+
+    def _append_marks(self) -> None:
+        """A new speaker's rows that the guard must complete: only the mark is added."""
+        work = self.work
+        if self.query is None:
+            start, end = self.default_values
+            work.replace(start, end, "VALUES (3::int2)", "mark_insert")
+        elif self.rows:
+            self._find_rows()
+            for _, close in self.spans:
+                work.insert(close, ", 3::int2", "mark_insert")
+        else:
+            for leaf in _leaves(self.query):
+                self._mark_leaf(leaf)
+
+    def _mark_leaf(self, leaf: Node) -> None:
+        targets = leaf.get("targetList")
+        if not targets or targets[-1]["ResTarget"].get("location", 0) < 0:
+            raise Refused(
+                Reason.REFUSED_CONSTRUCT,
+                f"this INSERT into {self.rule.model.qualified} cannot be translated",
+                hint="Write its query as a SELECT with a list of columns.",
+            )
+        tokens = self.work.tokens
+        end = tokens.item_end(tokens.at(targets[-1]["ResTarget"].get("location", 0)))
+        self.work.insert(tokens.ends[end - 1], ", 3::int2", "mark_insert")
+
+    def _insert(self, at: int, text: str, recipe: str) -> None:
+        if text:
+            self.work.insert(at, text, recipe)
+
+
+def _leaves(query: Node) -> list[Node]:
+    """The SELECTs and VALUES under set operations."""
+    if "larg" in query:
+        return _leaves(query["larg"]) + _leaves(query["rarg"])
+    return [query]
+
+
+def _width(query: Node) -> int | None:
+    """How many columns a query gives, if its text tells."""
+    leaf = _leaves(query)[0]
+    if "valuesLists" in leaf:
+        items = leaf["valuesLists"][0]["List"]["items"]
+    else:
+        items = [item["ResTarget"].get("val", {}) for item in leaf.get("targetList", ())]
+    return None if any(map(_is_star, items)) else len(items)
+
+
+def _is_star(value: Node) -> bool:
+    """Whether an item of a list stands for any number of columns."""
+    parts: list[Node] = (
+        value.get("ColumnRef", {}).get("fields") or value.get("A_Indirection", {}).get("indirection") or []
+    )
+    return bool(parts) and "A_Star" in parts[-1]
+
+
+def _on_conflict(work: Work, clause: Node | None, target: Source, ctes: Scope) -> None:
+    if clause is None:
+        return
+    rule = target.rule
+    infer = clause.get("infer")
+    if infer is not None:
+        bare = Scope(ctes)
+        bare.sources = [replace(target, bare=True)]
+        if rule is not None and rule.translated:
+            _conflict_columns(work, clause, infer, target)
+        for element in infer.get("indexElems", ()):
+            work.visit(element["IndexElem"].get("expr", {}), bare)
+        work.visit(infer.get("whereClause", {}), bare)
+    if clause.get("action") != "ONCONFLICT_UPDATE":
+        return
+    scope = Scope(ctes)
+    excluded = Source("excluded", rule, target.columns, Role.EXCLUDED)
+    scope.sources = [target, excluded]
+    assigned = assignments(work, clause["targetList"], target, scope)
+    work.visit(clause.get("whereClause", {}), scope)
+    if rule is not None:
+        mirror_set(work, rule, ident(target.name or ""), assigned)
+
+
+def _conflict_columns(work: Work, clause: Node, infer: Node, target: Source) -> None:
+    """Translate the plain column names of ON CONFLICT (...)."""
+    tokens = work.tokens
+    at = tokens.at(clause.get("location", 0)) + 2
+    if tokens.name(at) != LPAREN:
+        return
+    at += 1
+    for element in infer.get("indexElems", ()):
+        name = element["IndexElem"].get("name")
+        if name is not None:
+            set_name(work, target, name, tokens.starts[at])
+        at = tokens.item_end(at) + 1

@@ -1,0 +1,62 @@
+"""Why a plan is what it is: the whole vocabulary of ``Plan.reason``, fit for a metric label.
+
+Ordered from the weakest to the strongest: where several hold for one text, the last one is told.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Reason(StrEnum):
+    """See the module."""
+
+    NO_RULE = "no_rule"
+    """No table of the routing state is named."""
+    PASSED = "passed"
+    """A table of the routing state is named, but the text is right as it stands."""
+    EXPAND_STAR = "expand_star"
+    """``*`` or a missing column list was spelled out, or a whole row was."""
+    TRANSLATED = "translated"
+    """Names of the version were turned into physical ones."""
+    DUAL_WRITE = "dual_write"
+    """The text writes both shapes."""
+    UNPARSED = "unparsed"
+    """Could not be parsed; sent as it is."""
+    GUARD_DUAL_WRITE_OFF = "guard_dual_write_off"
+    GUARD_VOLATILE_EXPRESSION = "guard_volatile_expression"
+    """An expression assigned to a mirrored column may not be written down twice."""
+    GUARD_VOLATILE_DEFAULT = "guard_volatile_default"
+    GUARD_COMPUTED_COLUMN = "guard_computed_column"
+    """A mirrored column is an identity or generated one: only the server knows its value."""
+    GUARD_MULTI_ASSIGNMENT = "guard_multi_assignment"
+    GUARD_SUBSCRIPT = "guard_subscript"
+    """A part of a mirrored column (a subscript or a field) is assigned."""
+    GUARD_INSERT_SELECT = "guard_insert_select"
+    GUARD_COPY = "guard_copy"
+    GUARD_MERGE = "guard_merge"
+    GUARD_PREPARE = "guard_prepare"
+    GUARD_CODE = "guard_code"
+    """DO, CALL or a function's body that names the table: it is not looked into."""
+    GUARD_OTHER = "guard_other"
+    GUARD_UNPARSED = "guard_unparsed"
+    """Too long or too deep to parse, and it names the table."""
+    REFUSED_GUARD_OFF = "refused_guard_off"
+    REFUSED_AMBIGUOUS = "refused_ambiguous"
+    REFUSED_UNDEFINED_COLUMN = "refused_undefined_column"
+    REFUSED_STATEMENT = "refused_statement"
+    """A kind of statement that is not translated for this version."""
+    REFUSED_CONSTRUCT = "refused_construct"
+    """A construct inside a statement that is not translated for this version."""
+    REFUSED_DDL = "refused_ddl"
+    REFUSED_UNPARSED = "refused_unparsed"
+    INTERNAL_ERROR = "internal_error"
+    """A bug here; the statement was treated like one that cannot be parsed."""
+
+
+_RANK = {reason: rank for rank, reason in enumerate(Reason)}
+
+
+def strongest(reasons: list[Reason]) -> Reason:
+    """The reason to tell of several."""
+    return max(reasons, key=_RANK.__getitem__, default=Reason.PASSED)

@@ -1,0 +1,282 @@
+"""FROM lists: which relations a level of a statement sees, and the derived tables that replace some of them.
+
+A table whose version differs in its columns' names is replaced, where it stands, by a derived table with the
+version's columns (the planner of PostgreSQL always flattens it). A table whose version only has fewer or
+reordered columns stays as it is, unless the statement uses it in a way that would show the difference
+(NATURAL JOIN, a whole row, ``*`` over merged columns).
+"""
+
+from __future__ import annotations
+
+from proxy.rewrite.reasons import Reason
+from proxy.rewrite.resolve import Role, Scope, Source, figure_name, strip_schemas
+from proxy.rewrite.rules import UNGROUPABLE, Rule
+from proxy.rewrite.work import Refused, Work
+from proxy.sql.parse import Node
+from proxy.sql.quote import ident
+from proxy.sql.tokens import LPAREN, RPAREN, STAR
+
+
+class FromList:
+    """The FROM (or USING) items of one level; ``add`` them all, walk the rest of the level, then
+    ``finish``.
+    """
+
+    def __init__(self, work: Work, scope: Scope, outer: Scope, *, grouped: bool = False) -> None:
+        self._work = work
+        self._scope = scope
+        self._outer = outer
+        self._grouped = grouped
+        self.merges = False
+        """Whether a join hides or merges columns, so that ``*`` is not the list of all items' columns."""
+        self.tables: list[Source] = []
+        """All sources with a rule, those under a join's alias included."""
+
+    def add(self, item: Node) -> None:
+        """Take in one FROM item."""
+        self._add(item, self._scope)
+
+    def _add(self, item: Node, scope: Scope, sample: Node | None = None) -> None:
+        ((kind, node),) = item.items()
+        if kind == "RangeVar":
+            self._table(node, scope, sample)
+        elif kind == "RangeSubselect":
+            self._work.visit(node["subquery"], scope if node.get("lateral") else self._outer)
+            scope.sources.append(_named(node, columns=_aliased(node, output_names(node["subquery"]))))
+        elif kind == "JoinExpr":
+            self._join(node, scope)
+        elif kind == "RangeTableSample":
+            self._work.visit(node.get("args", []), scope)
+            self._work.visit(node.get("repeatable", {}), scope)
+            self._add(node["relation"], scope, node)
+        elif kind == "RangeFunction":
+            self._work.visit(node.get("functions", []), scope)
+            scope.sources.append(_named(node, _function_name(node)))
+        else:  # XMLTABLE, JSON_TABLE
+            self._work.visit(node, scope)
+            scope.sources.append(_named(node))
+
+    def _table(self, node: Node, scope: Scope, sample: Node | None) -> None:
+        name, schema = node["relname"], node.get("schemaname")
+        if schema is None and scope.has_cte(name):
+            columns = _aliased(node, scope.cte_columns(name))
+            scope.sources.append(_named(node, name, columns=columns))
+            return
+        rule = self._work.rule_of(node)
+        source = _named(node, name, columns=None if rule is None else _aliased(node, rule.names))
+        source.base = True
+        source.grouped = self._grouped
+        if rule is not None:
+            source.rule = rule
+            source.node = node
+            source.sample = sample
+            if "alias" not in node:
+                source.schema = rule.model.schema
+            elif "colnames" in node["alias"]:
+                source.derive = True  # the names are given by physical position
+            self.tables.append(source)
+        scope.sources.append(source)
+
+    def _join(self, node: Node, scope: Scope) -> None:
+        first = len(self.tables)
+        inner = scope
+        if "alias" in node:
+            inner = Scope(scope)
+        self._add(node["larg"], inner)
+        self._add(node["rarg"], inner)
+        self._work.visit(node.get("quals", {}), inner)
+        if node.get("isNatural"):
+            for source in self.tables[first:]:
+                source.derive = True  # or the shapes' own columns would be joined on
+        if node.get("isNatural") or "usingClause" in node:
+            self.merges = True
+            for source in self.tables[first:]:
+                source.used.update(name["String"].get("sval", "") for name in node.get("usingClause", ()))
+        if "join_using_alias" in node:
+            scope.sources.append(Source(node["join_using_alias"].get("aliasname")))
+        if "alias" in node:
+            for source in self.tables[first:]:
+                source.derive = True  # ``j.*`` cannot be told from outside
+            scope.sources.append(_named(node))
+
+    def clear_used(self) -> None:
+        """Forget the columns used so far: what follows is what GROUP BY restricts."""
+        for source in self.tables:
+            source.used.clear()
+
+    def finish(self) -> None:
+        """Make the edits that turn tables into derived tables."""
+        for source in self.tables:
+            if source.derived:
+                derive(self._work, source)
+
+
+def _named(node: Node, name: str | None = None, columns: tuple[str, ...] | None = None) -> Source:
+    alias = node.get("alias")
+    return Source(alias.get("aliasname") if alias else name, columns=columns)
+
+
+def _aliased(node: Node, columns: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    """Column names after an alias's column list, which renames the first ones."""
+    given = tuple(name["String"].get("sval", "") for name in node.get("alias", {}).get("colnames", ()))
+    if columns is None:
+        return None
+    return given + columns[len(given) :]
+
+
+def _function_name(node: Node) -> str | None:
+    functions = node.get("functions", ())
+    if node.get("is_rowsfrom") or len(functions) != 1:
+        return None
+    call = functions[0]["List"]["items"][0].get("FuncCall")
+    if call is None or call.get("funcformat") == "COERCE_SQL_SYNTAX":
+        return None
+    return str(call["funcname"][-1]["String"].get("sval", ""))
+
+
+def output_names(query: Node) -> tuple[str, ...] | None:
+    """The names of a query's output columns, where the text alone tells them."""
+    node = query.get("SelectStmt")
+    if node is None:
+        return None
+    while "larg" in node:
+        node = node["larg"]
+    if "valuesLists" in node:
+        return tuple(f"column{at + 1}" for at in range(len(node["valuesLists"][0]["List"]["items"])))
+    names = []
+    for item in node.get("targetList", ()):
+        target = item["ResTarget"]
+        if "name" in target:
+            names.append(target["name"])
+            continue
+        value = target["val"]
+        if "ColumnRef" in value and "A_Star" in value["ColumnRef"]["fields"][-1]:
+            return None
+        names.append(figure_name(value)[0])
+    return tuple(names)
+
+
+def with_clause(work: Work, node: Node, outer: Scope) -> Scope:
+    """The scope after a statement's WITH: its queries are walked, their names are known."""
+    scope = Scope(outer)
+    clause = node.get("withClause")
+    if clause is None:
+        return scope
+    entries = [entry["CommonTableExpr"] for entry in clause["ctes"]]
+    if clause.get("recursive"):
+        for entry in entries:
+            scope.ctes[entry["ctename"]] = _cte_columns(entry)
+    for entry in entries:
+        inner = Scope(outer)
+        inner.ctes = dict(scope.ctes)
+        work.visit(entry["ctequery"], inner)
+        scope.ctes[entry["ctename"]] = _cte_columns(entry)
+    return scope
+
+
+def _cte_columns(entry: Node) -> tuple[str, ...] | None:
+    given = tuple(name["String"].get("sval", "") for name in entry.get("aliascolnames", ()))
+    columns = output_names(entry["ctequery"])
+    if columns is None or "searchClause" in entry or "cycleClause" in entry:
+        return None
+    return given + columns[len(given) :]
+
+
+def dml_target(work: Work, relation: Node) -> Source:
+    """The relation that an INSERT, UPDATE, DELETE or MERGE modifies; never a common table expression."""
+    rule = work.rule_of(relation)
+    source = _named(relation, relation["relname"], columns=None if rule is None else rule.names)
+    source.role = Role.TARGET
+    source.base = True
+    if rule is not None:
+        source.rule = rule
+        source.node = relation
+        if "alias" not in relation:
+            source.schema = rule.model.schema
+    return source
+
+
+def derive(work: Work, source: Source) -> None:
+    """Replace a FROM item by a derived table with the version's columns, under the same name."""
+    rule = source.rule
+    assert rule is not None
+    strip_schemas(work, source)
+    tokens = work.tokens
+    first = tokens.at(source.node.get("location", 0))
+    last = tokens.dotted_end(first)
+    if tokens.name(last + 1) == STAR:
+        last += 1
+    if not source.node.get("inh"):
+        # ONLY t, or ONLY (t)
+        if tokens.name(first - 1) == LPAREN and tokens.name(first - 2) == "ONLY":
+            first, last = first - 2, last + 1
+        elif tokens.name(first - 1) == "ONLY":
+            first -= 1
+    inside = "" if source.sample is None else _move_sample(work, source.sample)
+    start, end = tokens.starts[first], tokens.ends[last]
+    columns = rule.select_list
+    if source.system:
+        columns = ", ".join([columns, *source.system]) if columns else ", ".join(source.system)
+    alias = "" if "alias" in source.node else f" AS {ident(rule.model.name)}"
+    work.insert(start, f"(SELECT {columns} FROM ", "derive")
+    work.insert(end, f"{inside}){alias}", "derive")
+    if rule.translated:
+        work.tell(
+            Reason.TRANSLATED,
+            f"{rule.model.qualified} is read through a derived table with its version's columns.",
+        )
+    else:
+        work.tell(
+            Reason.EXPAND_STAR,
+            f"{rule.model.qualified} is read through a derived table: the statement would show columns that its "
+            "version does not have.",
+        )
+
+
+def _move_sample(work: Work, sample: Node) -> str:
+    """Cut a TABLESAMPLE clause out of the text; it belongs inside the derived table."""
+    tokens = work.tokens
+    at = tokens.at(sample.get("location", 0))
+    while tokens.name(at) != "TABLESAMPLE":  # the location is the method's
+        at -= 1
+        if at < 0:
+            raise Refused(Reason.REFUSED_CONSTRUCT, "this TABLESAMPLE clause cannot be translated")
+    start = tokens.starts[at]
+    end = tokens.close_of(tokens.names.index(LPAREN, at))
+    if "repeatable" in sample:
+        end = tokens.close_of(tokens.names.index(LPAREN, end))
+    assert tokens.name(end) == RPAREN
+    moved = " " + work.rendered(start, tokens.ends[end])
+    work.edits[:] = [
+        edit for edit in work.edits if not (start <= edit.start and edit.end <= tokens.ends[end])
+    ]
+    work.replace(start, tokens.ends[end], "", "derive")
+    return moved
+
+
+def group_list(source: Source, grouped: set[str]) -> list[str]:
+    """What must be added to GROUP BY when a table whose key is grouped by becomes a derived table.
+
+    PostgreSQL knows that a base table's key determines its other columns, but not so of a derived table.
+    """
+    rule = source.rule
+    assert rule is not None
+    key = _logical_key(rule)
+    if source.name is None or not key or not key <= grouped:
+        return []
+    missing = [name for name in rule.names if name in source.used and name not in grouped]
+    for name in missing:
+        if rule.model.column(rule.by_name[name]).type in UNGROUPABLE:
+            raise Refused(
+                Reason.REFUSED_CONSTRUCT,
+                f'"{name}" of {rule.model.qualified} cannot be grouped by while a migration is in progress',
+                hint="Read the column in a sub-select, or leave it out.",
+            )
+    return [f"{ident(source.name)}.{ident(name)}" for name in missing]
+
+
+def _logical_key(rule: Rule) -> set[str]:
+    names = {column.column: column.name for column in rule.columns}
+    if not all(name in names for name in rule.model.primary_key):
+        return set()
+    return {names[name] for name in rule.model.primary_key}

@@ -1,0 +1,379 @@
+"""Which table a column reference means, as far as the text can tell, and the edits that follow from it.
+
+Columns of a version's tables are known; those of other relations are not. Where an unqualified name could
+belong to a relation that is not known *and* the answer matters, the statement is refused rather than guessed
+at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from proxy.rewrite.reasons import Reason
+from proxy.rewrite.rules import SYSTEM_COLUMNS, Rule
+from proxy.rewrite.work import Refused, Work
+from proxy.sql.parse import Node
+from proxy.sql.quote import ident
+
+
+class Role(Enum):
+    """How a relation stands in a statement."""
+
+    FROM = "from"
+    TARGET = "target"
+    EXCLUDED = "excluded"
+
+
+@dataclass(eq=False, slots=True)
+class Source:
+    """One relation that column references can mean."""
+
+    name: str | None
+    """The name that qualifies its columns."""
+    rule: Rule | None = None
+    columns: tuple[str, ...] | None = None
+    """The names its columns have for the client; None where not known."""
+    role: Role = Role.FROM
+    node: Node = field(default_factory=dict)
+    """The RangeVar, where it is a table of the routing state."""
+    schema: str | None = None
+    """The schema that may stand before ``name`` (unaliased tables only)."""
+    base: bool = False
+    """Whether it is a table or view (and so may have system columns)."""
+    sample: Node | None = None
+    """The TABLESAMPLE clause around it."""
+    aliases: frozenset[str] = frozenset()
+    """Other qualifiers: ``old`` and ``new`` in RETURNING."""
+    grouped: bool = False
+    """Whether its SELECT has a GROUP BY."""
+    derive: bool = False
+    """To be replaced by a derived table with the version's columns."""
+    system: list[str] = field(default_factory=list)
+    """System columns that the statement uses of it."""
+    used: set[str] = field(default_factory=set)
+    """Columns referenced by the parts of a SELECT that GROUP BY restricts."""
+    bare: bool = False
+    """Whether translated references must stay unqualified (ON CONFLICT's index expressions)."""
+    schema_qualified: list[tuple[int, int]] = field(default_factory=list)
+    """(location, number of parts) of references with a schema."""
+
+    @property
+    def translated_target(self) -> bool:
+        """Whether references to it must be turned into physical names (a target cannot be a derived
+        table).
+        """
+        return self.role is not Role.FROM and self.rule is not None and self.rule.translated
+
+    @property
+    def derived(self) -> bool:
+        """Whether it becomes a derived table."""
+        return self.role is Role.FROM and self.rule is not None and (self.derive or self.rule.translated)
+
+
+class Scope:
+    """The relations and common table expressions that one level of a statement sees; levels nest."""
+
+    __slots__ = ("ctes", "parent", "sources")
+
+    def __init__(self, parent: Scope | None = None) -> None:
+        self.parent = parent
+        self.sources: list[Source] = []
+        self.ctes: dict[str, tuple[str, ...] | None] = {}
+
+    def levels(self) -> Iterator[Scope]:
+        """This level, then those around it."""
+        scope: Scope | None = self
+        while scope is not None:
+            yield scope
+            scope = scope.parent
+
+    def has_cte(self, name: str) -> bool:
+        """Whether an unqualified relation name means a common table expression."""
+        return any(name in level.ctes for level in self.levels())
+
+    def cte_columns(self, name: str) -> tuple[str, ...] | None:
+        """The column names of a common table expression, where known."""
+        for level in self.levels():
+            if name in level.ctes:
+                return level.ctes[name]
+        return None
+
+    def qualified(self, qualifier: str) -> Source | None:
+        """The relation that a qualifier means."""
+        for level in self.levels():
+            for source in level.sources:
+                if source.name == qualifier:
+                    return source
+            for source in level.sources:
+                if qualifier in source.aliases:
+                    return source
+        return None
+
+
+def field_names(fields: list[Node]) -> list[str | None]:
+    """The parts of a column reference; None for a star."""
+    return [part["String"].get("sval", "") if "String" in part else None for part in fields]
+
+
+def column_ref(work: Work, node: Node, scope: Scope) -> None:
+    """Handle one column reference that is not an item ``*`` or ``t.*`` of a select list."""
+    parts = field_names(node["fields"])
+    location = node.get("location", 0)
+    if len(parts) == 1:
+        if parts[0] is not None:
+            _unqualified(work, parts[0], location, scope)
+        return
+    qualifier = parts[-2]
+    source = scope.qualified(qualifier) if qualifier is not None else None
+    if source is None or source.rule is None:
+        return
+    if len(parts) > 2 and not _schema_fits(source, parts[:-2]):
+        return
+    if parts[-1] is None:
+        whole_row(work, source, location, len(parts))
+        return
+    _column_of(work, source, parts[-1], location, len(parts))
+
+
+def indirection(work: Work, node: Node, scope: Scope) -> None:
+    """``(t).column``: names a column of a whole row; other shapes are walked as usual."""
+    argument = node["arg"].get("ColumnRef")
+    selected = node["indirection"][0].get("String")
+    if argument is not None and selected is not None and len(argument["fields"]) == 1:
+        parts = field_names(argument["fields"])
+        source = scope.qualified(parts[0]) if parts[0] is not None else None
+        if source is not None and source.rule is not None and not _has_column(scope, source.name):
+            if not source.derived and not source.rule.translated:
+                return  # the version's names are the physical ones
+            if source.role is not Role.FROM:
+                raise Refused(
+                    Reason.REFUSED_CONSTRUCT,
+                    f"a field of a whole row of {source.rule.model.qualified} cannot be translated",
+                    hint=f"Write {source.name}.{selected.get('sval', '')} without the parentheses.",
+                )
+    work.visit(node["arg"], scope)
+    work.visit(node["indirection"], scope)
+
+
+def row_expr(work: Work, node: Node, scope: Scope) -> None:
+    """``ROW(t.*)`` has the columns as its fields; a modified table's are spelled out."""
+    for argument in node.get("args", ()):
+        names = field_names(argument.get("ColumnRef", {}).get("fields", ()))
+        source = scope.qualified(names[-2] or "") if len(names) == 2 and names[-1] is None else None
+        if source is None or source.rule is None or source.role is Role.FROM:
+            work.visit(argument, scope)
+            continue
+        tokens = work.tokens
+        first = tokens.at(argument["ColumnRef"].get("location", 0))
+        qualifier = work.slice(tokens.starts[first], tokens.ends[first])
+        columns = ", ".join(f"{qualifier}.{ident(column.column)}" for column in source.rule.columns)
+        work.replace(tokens.starts[first], tokens.ends[first + 2], columns, "expand_star")
+        work.reasons.append(Reason.EXPAND_STAR)
+
+
+def whole_row(work: Work, source: Source, location: int, parts: int = 1) -> None:
+    """A reference to a row as one value: it must have the version's fields only."""
+    rule = source.rule
+    assert rule is not None
+    if source.role is Role.FROM and (rule.translated or not source.grouped):
+        source.derive = True
+        source.used.update(source.columns or ())
+        if parts > 2:
+            _strip_schema(work, location, parts)
+        return
+    tokens = work.tokens
+    first = tokens.at(location)
+    last = tokens.dotted_end(first)
+    qualifier_end = tokens.ends[first + 2 * max(parts - 2, 0)]
+    qualifier = work.slice(tokens.starts[first + 2 * max(parts - 2, 0)], qualifier_end)
+    work.replace(location, tokens.ends[last], rule.whole_row(qualifier), "whole_row")
+    work.tell(
+        Reason.EXPAND_STAR,
+        f"A whole row of {rule.model.qualified} is put together from its version's columns.",
+    )
+
+
+def _schema_fits(source: Source, prefix: list[str | None]) -> bool:
+    return source.schema is not None and prefix[-1] == source.schema
+
+
+def _has_column(scope: Scope, name: str | None) -> bool:
+    return any(
+        source.columns is not None and name in source.columns
+        for level in scope.levels()
+        for source in level.sources
+    )
+
+
+def _column_of(work: Work, source: Source, name: str, location: int, parts: int) -> None:
+    rule = source.rule
+    assert rule is not None
+    if source.translated_target:
+        _translate(work, source, name, location, qualified=True)
+        return
+    if source.role is not Role.FROM:
+        return
+    source.used.add(name)
+    if name in SYSTEM_COLUMNS and name not in source.system and name not in rule.by_name:
+        source.system.append(name)
+    if parts > 2:
+        if rule.translated:
+            _strip_schema(work, location, parts)
+        else:
+            # Only if it becomes a derived table after all: then the schema has no meaning any more.
+            source.schema_qualified.append((location, parts))
+
+
+def _strip_schema(work: Work, location: int, parts: int) -> None:
+    tokens = work.tokens
+    table = tokens.at(location) + 2 * (parts - 2)
+    work.replace(location, tokens.starts[table], "", "strip_schema")
+
+
+def strip_schemas(work: Work, source: Source) -> None:
+    """Take the schema off all references to a source that becomes a derived table."""
+    for location, parts in source.schema_qualified:
+        _strip_schema(work, location, parts)
+
+
+def _translate(work: Work, source: Source, name: str, location: int, *, qualified: bool) -> None:
+    """Turn a reference to a column of a modified table into its physical name."""
+    rule = source.rule
+    assert rule is not None
+    physical = rule.by_name.get(name)
+    if physical is None:
+        if name in rule.hidden:
+            raise undefined_column(source, name)
+        return  # a system column, or an error that is the server's to report
+    if physical == name:
+        return
+    tokens = work.tokens
+    first = tokens.at(location)
+    last = tokens.dotted_end(first) if qualified else first
+    text = ident(physical)
+    if not qualified and source.name is not None and not source.bare:
+        text = f"{ident(source.name)}.{text}"
+    work.replace(tokens.starts[last], tokens.ends[last], text, "translate")
+    work.reasons.append(Reason.TRANSLATED)
+
+
+def undefined_column(source: Source, name: str) -> Refused:
+    """The error that PostgreSQL would give for a column that the version does not have."""
+    assert source.rule is not None
+    return Refused(
+        Reason.REFUSED_UNDEFINED_COLUMN,
+        f'column "{name}" does not exist',
+        sqlstate="42703",
+        hint=f"The version of {source.rule.model.qualified} that this client speaks has the columns "
+        f"{', '.join(source.rule.names)}.",
+    )
+
+
+def _unqualified(work: Work, name: str, location: int, scope: Scope) -> None:
+    uncertain = False
+    hidden: Source | None = None
+    for level in scope.levels():
+        unknown = False
+        for source in level.sources:
+            if source.role is Role.EXCLUDED:
+                continue
+            if source.columns is None:
+                unknown = True
+            elif name in source.columns:
+                if not source.translated_target:
+                    source.used.add(name)
+                    return
+                if uncertain and source.rule is not None and source.rule.by_name[name] != name:
+                    raise _ambiguous(name)
+                _translate(work, source, name, location, qualified=False)
+                return
+            if source.translated_target and source.rule is not None and name in source.rule.hidden:
+                hidden = source
+        uncertain = uncertain or unknown
+        if name in SYSTEM_COLUMNS:
+            bases = [source for source in level.sources if source.base]
+            if len(bases) == 1 and bases[0].rule is not None and bases[0].role is Role.FROM:
+                if name not in bases[0].system:
+                    bases[0].system.append(name)
+                return
+    if hidden is not None:
+        if not uncertain:
+            raise undefined_column(hidden, name)
+        raise _ambiguous(name)
+    row = scope.qualified(name)
+    if row is not None and row.rule is not None and row.role is not Role.EXCLUDED:
+        whole_row(work, row, location)
+
+
+def _ambiguous(name: str) -> Refused:
+    return Refused(
+        Reason.REFUSED_AMBIGUOUS,
+        f'column reference "{name}" cannot be resolved while a migration is in progress',
+        hint="Qualify the column with its table's name or alias.",
+    )
+
+
+def figure_name(node: Node) -> tuple[str, int]:
+    """The name that PostgreSQL gives an unnamed select item, and how sure it is of it (0 to 2)."""
+    ((kind, value),) = node.items()
+    return _figure(kind, value)
+
+
+_FIXED_NAMES = {
+    "A_ArrayExpr": "array",
+    "RowExpr": "row",
+    "CoalesceExpr": "coalesce",
+    "GroupingFunc": "grouping",
+    "MergeSupportFunc": "merge_action",
+    "JsonObjectConstructor": "json_object",
+    "JsonArrayConstructor": "json_array",
+}
+
+
+def _figure(kind: str, value: Any) -> tuple[str, int]:
+    if kind == "ColumnRef":
+        names = [name for name in field_names(value["fields"]) if name is not None]
+        return (names[-1], 2) if names else ("?column?", 0)
+    if kind == "A_Indirection":
+        selected = [part["String"].get("sval", "") for part in value["indirection"] if "String" in part]
+        return (selected[-1], 2) if selected else figure_name(value["arg"])
+    if kind == "FuncCall":
+        return value["funcname"][-1]["String"].get("sval", ""), 2
+    if kind == "A_Expr":
+        return ("nullif", 2) if value["kind"] == "AEXPR_NULLIF" else ("?column?", 0)
+    if kind == "TypeCast":
+        name, strength = figure_name(value["arg"])
+        return (
+            (name, strength)
+            if strength > 1
+            else (value["typeName"]["names"][-1]["String"].get("sval", ""), 1)
+        )
+    if kind == "CollateClause":
+        return figure_name(value["arg"])
+    if kind == "CaseExpr":
+        name, strength = figure_name(value["defresult"]) if "defresult" in value else ("", 0)
+        return (name, strength) if strength > 1 else ("case", 1)
+    if kind == "MinMaxExpr":
+        return ("greatest" if value.get("op") == "IS_GREATEST" else "least"), 2
+    if kind == "SubLink":
+        return _figure_sublink(value)
+    if kind == "SQLValueFunction":
+        return str(value["op"]).removeprefix("SVFOP_").removesuffix("_N").lower(), 2
+    return (_FIXED_NAMES[kind], 2) if kind in _FIXED_NAMES else ("?column?", 0)
+
+
+def _figure_sublink(value: Node) -> tuple[str, int]:
+    kind = value["subLinkType"]
+    if kind == "EXISTS_SUBLINK":
+        return "exists", 2
+    if kind == "ARRAY_SUBLINK":
+        return "array", 2
+    if kind == "EXPR_SUBLINK":
+        targets = value["subselect"].get("SelectStmt", {}).get("targetList", ())
+        if targets:
+            item = targets[0]["ResTarget"]
+            return (item["name"], 2) if "name" in item else figure_name(item["val"])
+    return "?column?", 0

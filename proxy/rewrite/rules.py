@@ -1,0 +1,130 @@
+"""What one version needs of one table, compiled once for many statements, and the lookup of tables by
+name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from proxy.rewrite.model import Side, TableModel
+from proxy.sql.quote import ident
+
+INTERNAL_PREFIX = "_dualwire_"
+SYSTEM_COLUMNS = frozenset({"ctid", "xmin", "xmax", "cmin", "cmax", "tableoid"})
+
+NO_EQUALITY = frozenset(
+    {"json", "xml", "point", "box", "path", "polygon", "circle", "lseg", "citext", "public.citext"}
+)
+"""Types that have no ``=``, or one under which different values are equal: they are compared by their
+text.
+"""
+
+UNGROUPABLE = frozenset({"json", "xml", "point", "box", "path", "polygon", "circle", "lseg"})
+"""Types that GROUP BY does not take."""
+
+
+class Rule:
+    """A table as one version sees it."""
+
+    __slots__ = (
+        "by_name",
+        "columns",
+        "direction",
+        "hidden",
+        "mark",
+        "migrating",
+        "mirrors",
+        "model",
+        "names",
+        "prefix",
+        "select_list",
+        "side",
+        "text_compared",
+        "translated",
+        "types",
+    )
+
+    def __init__(self, model: TableModel, side: Side) -> None:
+        logical = model.logical(side)
+        self.model = model
+        self.side = side
+        self.columns = logical
+        self.names = tuple(c.name for c in logical)
+        self.by_name = {c.name: c.column for c in logical}
+        self.hidden = frozenset(c.name for c in model.columns) - self.by_name.keys()
+        """Physical columns under whose name this version has nothing."""
+        self.translated = any(c.name != c.column for c in logical) or any(
+            not name.startswith(INTERNAL_PREFIX) for name in self.hidden
+        )
+        """Whether names must be turned; otherwise every name of the version means the same physically."""
+        self.prefix = all(c.name == c.column for c in logical) and self.names == tuple(
+            c.name for c in model.columns[: len(logical)]
+        )
+        """Whether the version's columns are the first physical ones, so that missing lists mean the same."""
+        self.direction = model.direction(side)
+        self.mark = model.mark
+        self.mirrors = self.direction.mirrors
+        self.migrating = (
+            model.mark is not None or bool(model.up.mirrors or model.down.mirrors) or model.old != model.new
+        )
+        self.types = {c.name: c.type_full for c in model.columns}
+        self.text_compared = frozenset(
+            c.name for c in model.columns if c.type.removesuffix("[]") in NO_EQUALITY
+        )
+        self.select_list = ", ".join(
+            ident(c.column) if c.name == c.column else f"{ident(c.column)} AS {ident(c.name)}"
+            for c in logical
+        )
+
+    @property
+    def mirroring(self) -> bool:
+        """Whether a write of this version must reach the other shape as well."""
+        return bool(self.mirrors) or self.mark is not None
+
+    def expanded(self, qualifier: str) -> str:
+        """The version's columns of a base table that stands under a qualifier (SQL text), named as in the
+        version.
+        """
+        return ", ".join(
+            f"{qualifier}.{ident(c.column)}"
+            if c.name == c.column
+            else f"{qualifier}.{ident(c.column)} AS {ident(c.name)}"
+            for c in self.columns
+        )
+
+    def whole_row(self, qualifier: str) -> str:
+        """An expression for the version's whole row of a base table, usable where a column reference is."""
+        return f"(SELECT {qualifier} FROM (SELECT {self.expanded(qualifier)}) AS {qualifier})"
+
+
+class Catalog:
+    """The tables that have rules, found as PostgreSQL would find them."""
+
+    def __init__(self, tables: Sequence[TableModel], side: Side) -> None:
+        self.rules = tuple(Rule(table, side) for table in tables)
+        self._by_name: dict[str, tuple[Rule, ...]] = {}
+        for rule in self.rules:
+            name = rule.model.name
+            self._by_name[name] = (*self._by_name.get(name, ()), rule)
+
+    def find(
+        self, schema: str | None, name: str, search_path: tuple[str, ...], temporary: frozenset[str]
+    ) -> Rule | None:
+        """The rule of the table that a (folded) name means under a search path, if it has one."""
+        rules = self._by_name.get(name)
+        if rules is None:
+            return None
+        if schema is not None:
+            for rule in rules:
+                if rule.model.schema == schema:
+                    return rule
+            return None
+        if name in temporary:
+            return None
+        for candidate in search_path:
+            for rule in rules:
+                if rule.model.schema == candidate:
+                    return rule
+            if any(candidate in rule.model.shadows for rule in rules):
+                return None
+        return None

@@ -1,0 +1,133 @@
+"""The state of planning one text: its edits so far, what they were for, and the walk over its trees."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from proxy.rewrite.plan import Edit, Refusal
+from proxy.rewrite.reasons import Reason
+from proxy.rewrite.rules import Catalog, Rule
+from proxy.sql.parse import Node
+from proxy.sql.splice import ordered, render
+from proxy.sql.tokens import Tokens
+
+if TYPE_CHECKING:
+    from proxy.rewrite.resolve import Scope
+
+Handler = Callable[["Work", Node, "Scope"], None]
+
+MIRROR_RECIPES = frozenset({"mirror_insert", "mirror_set"})
+"""Recipes whose edits only serve the other shape: a plan's fallback is the text without them."""
+
+
+class Refused(Exception):
+    """Planning ends: the client gets an error instead."""
+
+    def __init__(
+        self, reason: Reason, message: str, hint: str = "", sqlstate: str = "0A000", detail: str = ""
+    ) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.refusal = Refusal(sqlstate, message, detail, hint)
+
+
+class Unmirrorable(Exception):
+    """A write cannot carry its mirror inline; the guard must."""
+
+    def __init__(self, reason: Reason, sentence: str) -> None:
+        super().__init__(sentence)
+        self.reason = reason
+        self.sentence = sentence
+
+
+class Work:
+    """Planning of one text under one version."""
+
+    def __init__(
+        self,
+        text: bytes,
+        catalog: Catalog,
+        handlers: Mapping[str, Handler],
+        search_path: tuple[str, ...],
+        temporary: frozenset[str],
+        dual_write: bool,
+    ) -> None:
+        self.text = text
+        self.catalog = catalog
+        self.search_path = search_path
+        self.temporary = temporary
+        self.dual_write = dual_write
+        self.inline = True
+        """False inside PREPARE, whose parameters have no types that two uses could share."""
+        self.named: dict[str, Rule] = {}
+        """The tables with rules that the statement in hand names."""
+        self.edits: list[Edit] = []
+        self.reasons: list[Reason] = []
+        self.explanations: list[str] = []
+        self.mirrored = False
+        self.guarded = False
+        self._handlers = handlers
+        self._tokens: Tokens | None = None
+
+    @property
+    def tokens(self) -> Tokens:
+        """The text's tokens, scanned when first needed."""
+        if self._tokens is None:
+            self._tokens = Tokens(self.text)
+        return self._tokens
+
+    def rule_of(self, relation: Node) -> Rule | None:
+        """The rule of the table that a RangeVar means (which the caller knows to be no CTE)."""
+        return self.catalog.find(
+            relation.get("schemaname"), relation["relname"], self.search_path, self.temporary
+        )
+
+    def visit(self, value: Any, scope: Scope) -> None:
+        """Walk over a part of a tree, giving each node that has a handler to it."""
+        if isinstance(value, list):
+            for item in value:
+                self.visit(item, scope)
+        elif isinstance(value, dict):
+            for key, child in value.items():
+                handler = self._handlers.get(key)
+                if handler is not None:
+                    handler(self, child, scope)
+                elif type(child) is dict or type(child) is list:
+                    self.visit(child, scope)
+
+    def slice(self, start: int, end: int) -> str:
+        """A part of the client's text."""
+        return self.text[start:end].decode()
+
+    def rendered(self, start: int, end: int) -> str:
+        """A part of the client's text with the edits made so far."""
+        return render(self.text, ordered(self.edits), start, end).decode()
+
+    def replace(self, start: int, end: int, text: str, recipe: str) -> None:
+        """Ask for an edit."""
+        self.edits.append(Edit(start, end, text.encode(), recipe))
+
+    def insert(self, at: int, text: str, recipe: str) -> None:
+        """Ask for an insertion."""
+        self.edits.append(Edit(at, at, text.encode(), recipe))
+
+    def tell(self, reason: Reason, sentence: str) -> None:
+        """Note why, for metrics and for people."""
+        self.reasons.append(reason)
+        if sentence not in self.explanations:
+            self.explanations.append(sentence)
+
+    def leave_to_guard(self, rule: Rule, reason: Reason, sentence: str) -> None:
+        """Note that the guard must carry this write over; refuse where there is none."""
+        if not rule.mirroring:
+            return
+        if rule.model.guard == "off" and self.dual_write:
+            raise Refused(
+                Reason.REFUSED_GUARD_OFF,
+                f"this statement cannot be carried over to both shapes of {rule.model.qualified}",
+                hint="Use plain INSERT ... VALUES and UPDATE, or run the migration with the guard on.",
+                detail=sentence,
+            )
+        self.guarded = True
+        self.tell(reason, sentence)

@@ -1,0 +1,732 @@
+"""One client's session: batches in, routing and rewriting decisions made, bytes out to one of two servers.
+
+Contract
+--------
+Sans-IO: the shell feeds client bytes (:meth:`Session.feed`) and server bytes (:meth:`Session.feed_server`) and gets
+calls on its :class:`~proxy.session.ports.Port`. Nothing is sent to a server before its batch (up to Sync, Flush, Query
+or FunctionCall) is complete and decided; batches are decided strictly one after the other. A session is *blocked* while
+a decision needs something that takes time: the verdict of the prober, the end of a hold, or replies still under way
+from the other server. Invariants: one server at a time has requests in flight; a batch is decided under one epoch,
+which it has entered before its first byte is sent and leaves when its ReadyForQuery has come.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from proxy.rewrite.model import Side
+from proxy.rewrite.plan import Kind, Plan, Refusal
+from proxy.session.book import PlanBook
+from proxy.session.ports import HubView, Port, Prober, Reads, RoutingView, Target, Verdict
+from proxy.session.replies import (
+    PLAIN_BIND,
+    PLAIN_CALL,
+    PLAIN_DESCRIBE,
+    PLAIN_EXECUTE,
+    PLAIN_QUERY,
+    PLAIN_SYNC,
+    SKIPPED_CLOSE,
+    Mode,
+    Reply,
+    ReplyQueue,
+)
+from proxy.session.statements import Prepared, Statement, deallocated
+from proxy.session.work import Item, Scope, Work, study
+from proxy.sql.splice import original_position
+from proxy.stats import Stats
+from proxy.wire import messages as m
+from proxy.wire.framing import Framer
+from proxy.wire.messages import ProtocolViolation
+
+IDLE, IN_TRANSACTION, FAILED = b"ITE"
+MAX_BATCH = 1 << 20
+"""Bytes of an unfinished batch that are held back before it is decided as it stands."""
+REFUSED_TEXT = b"/* refused by dualwire, see the client's error */ refused_by_dualwire"
+"""What a server gets instead of a refused statement: it fails to parse, so the transaction's state comes out right."""
+_REFUSED_PARSE = m.parse(b"refused_by_dualwire", REFUSED_TEXT, ())
+_REFUSED_QUERY = m.query(REFUSED_TEXT)
+_PLAIN = {
+    m.BIND: PLAIN_BIND,
+    m.EXECUTE: PLAIN_EXECUTE,
+    m.DESCRIBE: PLAIN_DESCRIBE,
+    m.SYNC: PLAIN_SYNC,
+    m.QUERY: PLAIN_QUERY,
+    m.FUNCTION_CALL: PLAIN_CALL,
+}
+_ENDS = frozenset((m.QUERY, m.SYNC, m.FUNCTION_CALL))
+
+
+class Books:
+    """The plan books in use: one for each setting of a sidecar's own dual-write switch, for the current term."""
+
+    __slots__ = ("_books", "_serial", "_stats")
+
+    def __init__(self, stats: Stats) -> None:
+        self._stats = stats
+        self._serial = -1
+        self._books: dict[bool, PlanBook] = {}
+
+    def get(self, term: Any, dual_write: bool) -> PlanBook:
+        """The book of that term; those of earlier terms are dropped."""
+        if term.serial != self._serial:
+            self._serial = term.serial
+            self._books = {}
+        book = self._books.get(dual_write)
+        if book is None:
+            routing: RoutingView = term.routing
+            book = PlanBook(term.serial, tuple(routing.tables), routing.dual_write and dual_write, self._stats)
+            self._books[dual_write] = book
+        return book
+
+
+@dataclass(slots=True)
+class Context:
+    """What the sessions of one database share, and one session's prober."""
+
+    hub: HubView
+    reads: Reads
+    prober: Prober
+    stats: Stats
+    clock: Callable[[], float]
+    books: Books
+    dual_write_enabled: bool = True
+
+    def book(self) -> PlanBook:
+        """The plans of the current term."""
+        return self.books.get(self.hub.term, self.dual_write_enabled)
+
+
+@dataclass(slots=True)
+class Flight:
+    """A batch whose ReadyForQuery has not come yet."""
+
+    term: Any
+    target: Target
+    started: float
+    settings: tuple[tuple[str, str | None], ...] = ()
+    failed: bool = False
+
+
+class _Replies:
+    """The reply handler of one of a session's two servers."""
+
+    __slots__ = ("_session", "_target")
+
+    def __init__(self, session: Session, target: Target) -> None:
+        self._session = session
+        self._target = target
+
+    def on_ready(self, status: int) -> None:
+        self._session.on_ready(self._target, status)
+
+    def on_copy_in(self, swallowed_sync: bool) -> None:
+        self._session.on_copy_in(swallowed_sync)
+
+    def on_error(self, message: bytes) -> None:
+        self._session.on_error(message)
+
+    def on_parameter(self, name: str, value: str) -> None:
+        self._session.on_parameter(self._target, name, value)
+
+
+class Session:
+    """See the module's docstring. ``version`` is what the client asked for: a version's name or ``auto``."""
+
+    def __init__(
+        self, context: Context, port: Port, *, number: int, user: str, version: str, parameters: dict[str, str]
+    ) -> None:
+        self.context = context
+        self.port = port
+        self.number = number
+        self.user = user
+        self.version = version
+        self.parameters = dict(parameters)
+        self.search_path: tuple[str, ...] = ()
+        self.utf8 = True
+        for name in ("search_path", "client_encoding"):
+            self._on_setting(name, parameters.get(name, ""))
+        self.status = IDLE
+        self.settings: dict[str, str] = {}
+        self.settings_lost = False
+        """A setting changed in a way that we could not follow: replicas are out of bounds for this session."""
+        self.temp: frozenset[str] = frozenset()
+        self.statements: dict[bytes, Statement] = {}
+        self.prepared = (Prepared(), Prepared())
+        self.queues = (ReplyQueue(_Replies(self, Target.PRIMARY)), ReplyQueue(_Replies(self, Target.REPLICA)))
+        self.target = Target.PRIMARY
+        self.seen = 0
+        """The number of the last LSN sample sent to the primary when this session last heard from it."""
+        self.replica: int | None = None
+        """The replica that this session reads from; it stays with it, or time could go backwards."""
+        self.flights: deque[Flight] = deque()
+        self.copying = False
+        self.blocked: Literal["", "probe", "hold", "drain"] = ""
+        self.closed = False
+        self.saw_fatal = False
+        """The server has said why it closes the connection."""
+        self.touching = False
+        self._open: Flight | None = None
+        self._copy_over = False
+        self._framer = Framer()
+        self._batch: list[bytes] = []
+        self._batch_bytes = 0
+        self._ready: deque[list[bytes]] = deque()
+        self._routing: RoutingView | None = None
+        self._sides: dict[str, Side | Refusal] = {}
+        self._reroute_due = True
+        self._refusal: Refusal | None = None
+        self.speaks = version
+        """The version that new statements belong to: a concrete name once routing is known."""
+
+    # -- from the client -------------------------------------------------------------------------------------------
+
+    def feed(self, data: bytes) -> None:
+        """Bytes from the client; raises ProtocolViolation."""
+        self.context.stats.bytes_from_clients += len(data)
+        for frame in self._framer.feed(data):
+            self._on_frame(frame)
+            if self.closed:
+                return
+
+    def _on_frame(self, frame: bytes) -> None:
+        kind = frame[0]
+        if kind in (m.COPY_DATA, m.COPY_DONE, m.COPY_FAIL):
+            self._on_copy_frame(kind, frame)
+            return
+        if kind == m.TERMINATE:
+            self.port.finish()
+            return
+        if self.copying and kind in (m.SYNC, m.FLUSH):
+            self.port.to_server(self.target, frame)
+            return
+        if kind == m.QUERY and self._batch:
+            self._complete()
+        self._batch.append(frame)
+        self._batch_bytes += len(frame)
+        if kind in _ENDS or kind == m.FLUSH or self._batch_bytes > MAX_BATCH:
+            self._complete()
+
+    def _on_copy_frame(self, kind: int, frame: bytes) -> None:
+        """COPY data. Outside of a copy PostgreSQL ignores it silently; so may we, but not before replies are in."""
+        if not self.copying and not self.flights:
+            if self._ready:
+                self._ready.append([frame])
+            return
+        self.port.to_server(self.target, frame)
+        if kind != m.COPY_DATA:
+            if self.copying:
+                self.copying = False
+            else:
+                self._copy_over = True
+
+    def _complete(self) -> None:
+        self._ready.append(self._batch)
+        self._batch, self._batch_bytes = [], 0
+        if not self.blocked:
+            self._pump()
+
+    def _pump(self) -> None:
+        while self._ready and not self.blocked and not self.closed:
+            if self._dispatch(self._ready[0]) and self._ready:
+                self._ready.popleft()
+
+    def _resume(self) -> None:
+        self.blocked = ""
+        self._pump()
+
+    @property
+    def waiting(self) -> bool:
+        """Whether the client has sent more than we have decided (the shell stops reading from it)."""
+        return bool(self.blocked)
+
+    # -- deciding --------------------------------------------------------------------------------------------------
+
+    def _reroute(self, routing: RoutingView) -> None:
+        """Find out what this session speaks under a routing state that is new to it."""
+        if routing is not self._routing:
+            self._routing = routing
+            self._sides = {}
+            self._reroute_due = True
+        if self._reroute_due and self._between_transactions:
+            side = routing.resolve(self.version, self.number)
+            if isinstance(side, Refusal):
+                self._refusal, self.speaks = side, self.version
+            else:
+                self._refusal = None
+                self.speaks = routing.new if side == "new" and routing.new is not None else routing.old
+            self._reroute_due = False
+
+    def _side_of(self, version: str) -> Side | Refusal:
+        side = self._sides.get(version)
+        if side is None:
+            assert self._routing is not None
+            side = self._sides[version] = self._routing.resolve(version, self.number)
+        return side
+
+    @property
+    def _between_transactions(self) -> bool:
+        return self.status == IDLE and not self.flights
+
+    def _dispatch(self, frames: list[bytes]) -> bool:
+        """Decide one batch and send it; False if it must wait."""
+        context = self.context
+        term = context.hub.term
+        if term.routing is not self._routing or self._reroute_due:
+            self._reroute(term.routing)
+        if frames[0][0] in (m.COPY_DATA, m.COPY_DONE, m.COPY_FAIL):
+            self._on_copy_frame(frames[0][0], frames[0])
+            return True
+        if (
+            not term.routing.tables
+            and not context.reads.enabled
+            and self._refusal is None
+            and self._open is None
+            and not self.prepared[Target.PRIMARY].rewritten
+            and self._pass(frames, term)
+        ):
+            return True
+        work = study(
+            frames,
+            self.statements,
+            Scope(
+                book=context.book(),
+                prober=context.prober,
+                side_of=self._side_of,
+                version=self.speaks,
+                refusal=self._refusal,
+                search_path=self.search_path,
+                temp=self.temp,
+                user=self.user,
+                utf8=self.utf8,
+            ),
+        )
+        if work.unproved is not None:
+            self.blocked = "probe"
+            context.prober.probe(work.probe_key, work.unproved, work.probe_oids, self._on_verdict)
+            return False
+        hub = context.hub
+        if (
+            work.touches
+            and hub.hold is not None
+            and hub.must_park(work.tables, not self._between_transactions, self.touching)
+        ):
+            self.blocked = "hold"
+            context.stats.parked += 1
+            hub.park(self._on_release)
+            return False
+        target, reason = self._choose(work, frames[-1][0])
+        if target is None:
+            self.blocked = "drain"
+            return False
+        context.stats.decisions[(target.name.lower(), reason)] += 1
+        self._send(work, target, term)
+        return True
+
+    def _choose(self, work: Work, last: int) -> tuple[Target | None, str]:
+        """Where the batch goes, and why; None: nowhere before the other server has answered."""
+        if self.flights:
+            if self.target is Target.PRIMARY:
+                return Target.PRIMARY, "pipelined"
+            if self._open is not None or (work.reads_only and last in _ENDS):
+                return Target.REPLICA, "pipelined"
+            return None, "drain"
+        if self.status != IDLE:
+            return Target.PRIMARY, "in_transaction"
+        if not self.context.reads.enabled:
+            return Target.PRIMARY, "no_replica"
+        if not work.reads_only:
+            return Target.PRIMARY, "not_read_only"
+        if last not in _ENDS:
+            return Target.PRIMARY, "unfinished_batch"
+        if not work.plans:
+            return Target.PRIMARY, "no_statement"
+        if self.settings_lost or self.temp:
+            return Target.PRIMARY, "session_state"
+        for plan in work.plans:
+            servable = self.context.reads.servable(plan, self.search_path, self.user)
+            if not servable:
+                return Target.PRIMARY, "relation_unknown" if servable is None else "relation_unsafe"
+        index, reason = self.context.reads.choose(self.seen, self.replica)
+        if index is None:
+            return Target.PRIMARY, reason
+        if not self.port.replica_ready(index):
+            return Target.PRIMARY, "replica_connecting"
+        self.replica = index
+        return Target.REPLICA, reason
+
+    def _on_verdict(self, verdict: Verdict) -> None:
+        if not self.closed and self.blocked == "probe":
+            if not verdict.mirrored:
+                self.context.stats.fallbacks += 1
+            self._resume()
+
+    def _on_release(self, refusal: Refusal | None) -> None:
+        self.context.stats.parked -= 1
+        if self.closed:
+            return
+        if refusal is not None:
+            self.port.fail(refusal.sqlstate, refusal.message, refusal.hint)
+            return
+        self._resume()
+
+    # -- sending ---------------------------------------------------------------------------------------------------
+
+    def _pass(self, frames: list[bytes], term: Any) -> bool:
+        """The fast path: no rule can touch the batch, so its bytes go through as they are. False if not possible."""
+        last = frames[-1]
+        end = last[0]
+        if end not in _ENDS:
+            return False
+        prepared = self.prepared[Target.PRIMARY]
+        queries = 0
+        for frame in frames:
+            kind = frame[0]
+            if kind == m.PARSE:
+                if frame[5]:
+                    return False
+                self.statements[b""] = statement = Statement(frame, self.speaks)
+                prepared.texts[b""] = statement.text
+            elif kind == m.CLOSE:
+                return False
+            elif kind == m.EXECUTE:
+                queries += 1
+        if end == m.QUERY:
+            queries = 1
+            if last[5] in b"dD \t\n\r":
+                self._forget(last[5:-1])
+        self.context.stats.queries += queries
+        flight = Flight(term, Target.PRIMARY, self.context.clock())
+        term.active += 1
+        self.flights.append(flight)
+        self.target = Target.PRIMARY
+        self.queues[Target.PRIMARY].expect(_PLAIN[end])
+        self.port.to_server(Target.PRIMARY, last if len(frames) == 1 else b"".join(frames))
+        return True
+
+    def _send(self, work: Work, target: Target, term: Any) -> None:
+        context = self.context
+        flight = self._open
+        if flight is None:
+            flight = Flight(term, target, context.clock())
+            term.active += 1
+            self.flights.append(flight)
+        last = work.items[-1].kind
+        self._open = None if last in _ENDS else flight
+        self.target = target
+        if work.touches and not self.touching:
+            self.touching = True
+            context.hub.touch()
+        out: list[bytes] = []
+        entries: list[Reply] = []
+        for item in work.items:
+            if item.plan is not None:
+                self._note(item, item.plan, flight)
+            entry = self._emit(item, target, out, entries)
+            if entry is not None:
+                entries.append(entry)
+        if last == m.SYNC and len(work.items) > 1 and all(
+            entry in (PLAIN_BIND, PLAIN_EXECUTE, PLAIN_DESCRIBE, PLAIN_SYNC) for entry in entries
+        ):
+            entries = [PLAIN_SYNC]
+        queue = self.queues[target]
+        for entry in entries:
+            queue.expect(entry)
+        self.port.to_server(target, out[0] if len(out) == 1 else b"".join(out))
+
+    def _emit(self, item: Item, target: Target, out: list[bytes], entries: list[Reply]) -> Reply | None:
+        """Append the item's bytes to ``out``; the entry for the item itself is returned, earlier ones appended."""
+        kind = item.kind
+        if kind == m.EXECUTE:
+            self.context.stats.queries += 1
+        if item.refusal is not None and kind in (m.QUERY, m.PARSE, m.BIND, m.DESCRIBE):
+            out.append(_REFUSED_QUERY if kind == m.QUERY else _REFUSED_PARSE)
+            return Reply(m.QUERY if kind == m.QUERY else m.PARSE, Mode.REPLACE, payload=_refusal_frame(item.refusal))
+        if kind == m.QUERY:
+            return self._emit_query(item, out)
+        if kind == m.PARSE:
+            return self._emit_parse(item, target, out)
+        if kind in (m.BIND, m.DESCRIBE) and item.statement is not None and item.plan is not None:
+            self._ensure_prepared(item, item.plan, target, out, entries)
+        out.append(item.frame)
+        if kind == m.CLOSE:
+            return self._emit_close(item, target)
+        return _PLAIN.get(kind)
+
+    def _emit_query(self, item: Item, out: list[bytes]) -> Reply:
+        plan = item.plan
+        assert plan is not None
+        self.context.stats.queries += plan.statements
+        self.statements.pop(b"", None)
+        for prepared in self.prepared:
+            prepared.drop(b"")
+        if plan.kind in (Kind.SESSION, Kind.UNPARSED):
+            self._forget(item.frame[5:-1])
+        if not plan.rewritten:
+            out.append(item.frame)
+            return PLAIN_QUERY
+        out.append(m.query(plan.text))
+        return Reply(m.QUERY, edits=functools.partial(_map_position, plan, item.frame[5:-1]))
+
+    def _emit_parse(self, item: Item, target: Target, out: list[bytes]) -> Reply:
+        statement, plan, name = item.statement, item.plan, item.name
+        assert statement is not None
+        assert plan is not None
+        if plan.kind in (Kind.SESSION, Kind.UNPARSED):
+            self._forget(statement.text)
+        if plan.rewritten or item.oids != statement.oids:
+            out.append(m.parse(name, plan.text, item.oids))
+        else:
+            out.append(item.frame)
+        previous = self.statements.get(name)
+        if name and previous is not None:
+            # The server knows that name already and will say so (42P05): the first statement stays what it is.
+            return Reply(m.PARSE)
+        self.statements[name] = statement
+        self.prepared[target].put(name, plan.text, plan.rewritten)
+        edits = functools.partial(_map_position, plan, statement.text) if plan.rewritten else None
+        return Reply(m.PARSE, undo=functools.partial(self._undo_parse, target, name), edits=edits)
+
+    def _undo_parse(self, target: Target, name: bytes) -> None:
+        self.statements.pop(name, None)
+        self.prepared[target].drop(name)
+
+    def _ensure_prepared(
+        self, item: Item, plan: Plan, target: Target, out: list[bytes], entries: list[Reply]
+    ) -> None:
+        """Prepare the statement behind the client's back where the server has not the text that is wanted now."""
+        prepared = self.prepared[target]
+        known = prepared.texts.get(item.name)
+        if known == plan.text:
+            return
+        if known is not None and item.name:
+            out.append(m.close_statement(item.name))
+            entries.append(SKIPPED_CLOSE)
+        out.append(m.parse(item.name, plan.text, item.oids))
+        prepared.put(item.name, plan.text, plan.rewritten)
+        entries.append(Reply(m.PARSE, Mode.SKIP, undo=functools.partial(prepared.drop, item.name)))
+
+    def _emit_close(self, item: Item, target: Target) -> Reply:
+        if item.frame[5] != ord("S"):
+            return Reply(m.CLOSE)
+        statement = self.statements.pop(item.name, None)
+        prepared = self.prepared[target]
+        text = prepared.texts.get(item.name)
+        rewritten = item.name in prepared.rewritten
+        prepared.drop(item.name)
+
+        def undo() -> None:
+            if statement is not None:
+                self.statements[item.name] = statement
+            if text is not None:
+                prepared.put(item.name, text, rewritten)
+
+        return Reply(m.CLOSE, undo=undo)
+
+    def _forget(self, text: bytes) -> None:
+        """Follow an SQL DEALLOCATE or DISCARD."""
+        name = deallocated(text)
+        if name == b"":
+            self.statements.clear()
+            self.prepared[Target.PRIMARY].clear()
+            if not text.lstrip()[:3].lower() == b"dea":
+                self.settings.clear()
+                self.temp = frozenset()
+        elif name is not None:
+            self.statements.pop(name, None)
+            self.prepared[Target.PRIMARY].drop(name)
+
+    def _note(self, item: Item, plan: Plan, flight: Flight) -> None:
+        """What sending the statement means for the session and its counters."""
+        stats = self.context.stats
+        if item.refusal is not None:
+            if item.decides:
+                stats.refusals[plan.reason] += 1
+            return
+        if item.kind == m.QUERY or item.kind == m.BIND:
+            if plan.rewritten:
+                stats.rewrites[plan.reason] += 1
+            if plan.mirrored:
+                stats.mirrored += 1
+            elif plan.guarded:
+                stats.guarded += 1
+            if plan.kind is Kind.SET:
+                if self._between_transactions or (self.status == IDLE and len(self.flights) == 1):
+                    flight.settings += plan.settings
+                else:
+                    self.settings_lost = True
+            elif plan.kind is not Kind.READ and plan.settings:
+                self.settings_lost = True
+            if plan.temp_relations:
+                self.temp |= frozenset(plan.temp_relations)
+
+    # -- from the servers ------------------------------------------------------------------------------------------
+
+    def feed_server(self, target: Target, data: bytes) -> None:
+        """Bytes from a server; what the client gets goes to the port. Raises ProtocolViolation."""
+        stats = self.context.stats
+        for chunk in self.queues[target].feed(data):
+            stats.bytes_to_clients += len(chunk)
+            self.port.to_client(chunk)
+        if self.blocked == "drain" and not self.flights:
+            self._resume()
+
+    def on_ready(self, target: Target, status: int) -> None:
+        """A batch was answered in full."""
+        context = self.context
+        flight = self.flights.popleft()
+        context.hub.leave(flight.term)
+        context.stats.latency.observe(context.clock() - flight.started)
+        self.copying = self._copy_over = False
+        if flight.settings and not flight.failed and status == IDLE:
+            self._apply_settings(flight.settings)
+        if target is Target.PRIMARY:
+            if (status == IDLE) != (self.status == IDLE):
+                context.stats.transactions_open += 1 if self.status == IDLE else -1
+            self.status = status
+            self.seen = context.reads.sent
+        if status == IDLE and self.touching and not self.flights:
+            self.touching = False
+            context.hub.untouch()
+
+    def on_copy_in(self, swallowed_sync: bool) -> None:
+        """The server waits for COPY data."""
+        if swallowed_sync and self.flights:
+            # The Sync that will end this batch is the one that follows the copy.
+            self._open = self.flights[0]
+        self.copying = not self._copy_over
+
+    def on_error(self, message: bytes) -> None:
+        """A server answered with an error."""
+        self.context.stats.errors += 1
+        self.saw_fatal = self.saw_fatal or b"VFATAL\0" in message[:64]
+        self.copying = False
+        if self.flights:
+            self.flights[0].failed = True
+
+    def on_parameter(self, target: Target, name: str, value: str) -> None:
+        """A reported setting changed."""
+        if target is Target.PRIMARY:
+            self._on_setting(name, value)
+
+    def _on_setting(self, name: str, value: str) -> None:
+        if name == "search_path":
+            self.search_path = parse_search_path(value or '"$user", public', self.user)
+        elif name == "client_encoding":
+            self.utf8 = value.upper().replace("-", "") in ("", "UTF8", "UNICODE", "SQL_ASCII")
+
+    def _apply_settings(self, settings: tuple[tuple[str, str | None], ...]) -> None:
+        for name, text in settings:
+            if text is not None:
+                self.settings[name] = text
+            elif name == "all":
+                self.settings.clear()
+            else:
+                self.settings.pop(name, None)
+
+    def replica_gone(self) -> None:
+        """The replica connection was lost or given up while nothing was in flight on it."""
+        self.prepared[Target.REPLICA].clear()
+        self.queues[Target.REPLICA].clear()
+        self.replica = None
+        # What was read there may be newer than what another replica has: wait for a sample as after a write.
+        self.seen = self.context.reads.sent
+
+    # -- the end ---------------------------------------------------------------------------------------------------
+
+    @property
+    def in_transaction(self) -> bool:
+        """Whether the client has a transaction open."""
+        return self.status != IDLE
+
+    def abandon(self) -> None:
+        """The client is gone while requests are under way; the shell has sent a Sync, which ends an open batch."""
+        self._ready.clear()
+        self._batch.clear()
+        self.copying = False
+        if self.blocked == "hold":
+            self.context.hub.unpark(self._on_release)
+            self.context.stats.parked -= 1
+        self.blocked = ""
+        flight = self._open
+        self._open = None
+        if flight is None:
+            flight = Flight(self.context.hub.term, self.target, self.context.clock())
+            flight.term.active += 1
+            self.flights.append(flight)
+        self.queues[self.target].expect(PLAIN_SYNC)
+
+    def close(self) -> None:
+        """The client or a server is gone: leave every epoch and hold."""
+        if self.closed:
+            return
+        self.closed = True
+        hub = self.context.hub
+        if self.blocked == "hold":
+            hub.unpark(self._on_release)
+            self.context.stats.parked -= 1
+        for flight in self.flights:
+            hub.leave(flight.term)
+        self.flights.clear()
+        if self.touching:
+            self.touching = False
+            hub.untouch()
+        if self.status != IDLE:
+            self.context.stats.transactions_open -= 1
+            self.status = IDLE
+
+    @property
+    def clean(self) -> bool:
+        """Whether the primary connection can be given to another client after a reset."""
+        return self.status == IDLE and not self.flights and not len(self.queues[Target.PRIMARY])
+
+
+def _refusal_frame(refusal: Refusal) -> bytes:
+    # Drivers recognise a retired prepared statement by the routine's name and prepare it again by themselves.
+    routine = "RevalidateCachedQuery" if refusal.message.startswith("cached plan") else ""
+    return m.error_response(
+        refusal.sqlstate, refusal.message, detail=refusal.detail, hint=refusal.hint, routine=routine
+    )
+
+
+def _map_position(plan: Plan, original: bytes, message: bytes) -> bytes:
+    """The error with its position mapped from the rewritten text to the client's."""
+    try:
+        position = m.error_fields(message).get("P")
+    except ProtocolViolation:
+        return message
+    if position is None:
+        return message
+    mapped = original_position(original, plan.edits, int(position))
+    return m.error_with_fields(message, {"P": str(mapped).encode()})
+
+
+def parse_search_path(value: str, user: str) -> tuple[str, ...]:
+    """The schemas of a ``search_path`` setting in order, ``$user`` replaced (value: as PostgreSQL reports it)."""
+    names: list[str] = []
+    index = 0
+    while index < len(value):
+        if value[index] in ", \t\n":
+            index += 1
+        elif value[index] == '"':
+            end = index + 1
+            name: list[str] = []
+            while end < len(value):
+                if value[end] == '"':
+                    if value[end + 1 : end + 2] != '"':
+                        break
+                    end += 1
+                name.append(value[end])
+                end += 1
+            names.append("".join(name))
+            index = end + 1
+        else:
+            end = index
+            while end < len(value) and value[end] not in ", \t\n":
+                end += 1
+            names.append(value[index:end].lower())
+            index = end
+    return tuple(user if name == "$user" else name for name in names)

@@ -1,0 +1,90 @@
+"""Prepared statements of one session, and what each server connection knows of them.
+
+A prepared statement belongs to the version that its client spoke when it was parsed (DESIGN: a flip reaches later
+Parses only). What was prepared on a server under an earlier epoch may be outdated: before each Bind the text that the
+current epoch wants is compared with the text that the server connection has, and re-prepared where they differ.
+"""
+
+from __future__ import annotations
+
+import re
+
+from proxy.wire import messages as m
+
+_DEALLOCATE = re.compile(
+    rb"""\s*(?:DEALLOCATE\s+(?:PREPARE\s+)?(?:(?P<all>ALL)\b|"(?P<quoted>(?:[^"]|"")+)"|(?P<name>\w+))
+        |(?P<discard>DISCARD\s+(?:ALL|PLANS))\b)""",
+    re.IGNORECASE | re.VERBOSE,
+)
+
+
+class Statement:
+    """One prepared statement as its client knows it. Decodes its Parse frame only when somebody needs the text."""
+
+    __slots__ = ("_frame", "_parts", "version")
+
+    def __init__(self, frame: bytes, version: str) -> None:
+        self._frame = frame
+        self._parts: tuple[bytes, bytes, tuple[int, ...]] | None = None
+        self.version = version
+
+    def _read(self) -> tuple[bytes, bytes, tuple[int, ...]]:
+        if self._parts is None:
+            self._parts = m.read_parse(self._frame)
+        return self._parts
+
+    @property
+    def frame(self) -> bytes:
+        """The client's own Parse message."""
+        return self._frame
+
+    @property
+    def text(self) -> bytes:
+        """The client's text."""
+        return self._read()[1]
+
+    @property
+    def oids(self) -> tuple[int, ...]:
+        """Parameter types that the client declared."""
+        return self._read()[2]
+
+
+class Prepared:
+    """What one server connection has prepared: statement name to the text that was sent there."""
+
+    __slots__ = ("rewritten", "texts")
+
+    def __init__(self) -> None:
+        self.texts: dict[bytes, bytes] = {}
+        self.rewritten: set[bytes] = set()
+        """Names whose text differs from the client's: as long as there are any, no batch may pass unseen."""
+
+    def put(self, name: bytes, text: bytes, rewritten: bool) -> None:
+        """The connection is about to get this statement."""
+        self.texts[name] = text
+        if rewritten:
+            self.rewritten.add(name)
+        else:
+            self.rewritten.discard(name)
+
+    def drop(self, name: bytes) -> None:
+        """The connection has this statement no longer (or never got it)."""
+        self.texts.pop(name, None)
+        self.rewritten.discard(name)
+
+    def clear(self) -> None:
+        """The connection has no statement any more."""
+        self.texts.clear()
+        self.rewritten.clear()
+
+
+def deallocated(text: bytes) -> bytes | None:
+    """The statement name that an SQL DEALLOCATE or DISCARD drops: ``b""`` for all of them, None for neither."""
+    match = _DEALLOCATE.match(text)
+    if match is None:
+        return None
+    if match["all"] or match["discard"]:
+        return b""
+    if match["quoted"]:
+        return bytes(match["quoted"]).replace(b'""', b'"')
+    return bytes(match["name"]).lower()

@@ -1,0 +1,180 @@
+"""From the messages of one batch to what they mean: plans, tables, whether a replica may serve them.
+
+Contract: :func:`study` changes nothing. It resolves every statement of a batch under the current routing and says
+what is still unknown (a rewritten text that was never tried on the server); sending is ``proxy.session.core``'s job.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from proxy.rewrite.model import Side
+from proxy.rewrite.plan import Kind, Plan, Refusal
+from proxy.session.book import PlanBook, SearchPath
+from proxy.session.ports import Prober
+from proxy.session.statements import Statement
+from proxy.wire import messages as m
+
+ASCII_ONLY = re.compile(rb"[\x00-\x7f]*\Z")
+_LITERALS = re.compile(rb"'(?:[^']|'')*'|\b\d+(?:\.\d+)?\b")
+_UNSAFE_LITERALS = re.compile(rb"[\\$]|--|/\*")
+
+RETIRED = Refusal(
+    "0A000",
+    "cached plan must not change result type",
+    detail="The prepared statement belongs to a schema version that is no longer served.",
+    hint="Prepare the statement again.",
+)
+"""What a statement gets whose version was retired while the session's own version went on (DESIGN section 6)."""
+
+_ENDS_TRANSACTION = frozenset((Kind.COMMIT, Kind.ROLLBACK, Kind.EMPTY))
+
+SideOf = Callable[[str], Side | Refusal]
+
+
+@dataclass(slots=True)
+class Item:
+    """One message of a batch with the decision about its statement, if it has one."""
+
+    frame: bytes
+    kind: int
+    name: bytes = b""
+    statement: Statement | None = None
+    plan: Plan | None = None
+    oids: tuple[int, ...] = ()
+    refusal: Refusal | None = None
+    decides: bool = False
+    """Whether this message is where the statement's text arrives (Query, Parse), so that it is counted once."""
+
+
+@dataclass(slots=True)
+class Work:
+    """One batch, studied."""
+
+    items: list[Item] = field(default_factory=list)
+    tables: tuple[str, ...] = ()
+    touches: bool = False
+    reads_only: bool = True
+    unproved: Plan | None = None
+    """A plan whose rewritten text the server has not seen yet, with ``probe_key`` and ``probe_oids``."""
+    probe_key: tuple[Any, ...] = ()
+    probe_oids: tuple[int, ...] = ()
+
+    @property
+    def plans(self) -> list[Plan]:
+        """The plans of all statements."""
+        return [item.plan for item in self.items if item.plan is not None]
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """Under what a batch is studied."""
+
+    book: PlanBook
+    prober: Prober
+    side_of: SideOf
+    version: str
+    """The version that new statements of this session belong to."""
+    refusal: Refusal | None
+    """Why the session's version cannot be served, if so."""
+    search_path: SearchPath
+    temp: frozenset[str]
+    user: str
+    utf8: bool
+
+    def plan(self, text: bytes, side: Side) -> Plan:
+        """The plan of a text; what is neither UTF-8 nor ASCII is taken for unparsable (a parser would misread it)."""
+        if not self.utf8 and ASCII_ONLY.match(text) is None:
+            return Plan(text, Kind.UNPARSED, "client_encoding")
+        return self.book.plan(text, side, self.search_path, self.temp)
+
+
+def study(frames: list[bytes], statements: Mapping[bytes, Statement], scope: Scope) -> Work:
+    """Resolve every message of a batch. Raises ProtocolViolation for malformed messages."""
+    work = Work()
+    fresh: dict[bytes, Statement] = {}
+    tables: set[str] = set()
+    for frame in frames:
+        kind = frame[0]
+        item = Item(frame, kind)
+        work.items.append(item)
+        if kind == m.QUERY:
+            item.decides = True
+            _decide(item, work, scope, m.read_query(frame), scope.version, ())
+        elif kind == m.PARSE:
+            item.decides = True
+            item.name = frame[5 : frame.index(0, 5)]
+            item.statement = fresh[item.name] = Statement(frame, scope.version)
+            _decide(item, work, scope, item.statement.text, scope.version, item.statement.oids)
+        elif kind in (m.BIND, m.DESCRIBE, m.CLOSE):
+            item.name, is_statement = _named(frame)
+            if is_statement and kind != m.CLOSE:
+                statement = fresh.get(item.name) or statements.get(item.name)
+                item.statement = statement
+                if statement is not None:
+                    _decide(item, work, scope, statement.text, statement.version, statement.oids)
+                elif kind == m.BIND:
+                    work.reads_only = False
+        elif kind == m.FUNCTION_CALL:
+            work.reads_only = False
+            work.touches = bool(scope.book.tables)
+        if item.plan is not None:
+            tables.update(item.plan.tables)
+    work.tables = () if any(plan.touches and not plan.tables for plan in work.plans) else tuple(sorted(tables))
+    return work
+
+
+def _named(frame: bytes) -> tuple[bytes, bool]:
+    """The name in a Bind, Describe or Close message, and whether it names a statement."""
+    if frame[0] == m.BIND:
+        return m.read_bind_names(frame)[1], True
+    target, name = m.read_target(frame)
+    return name, target == ord("S")
+
+
+def _decide(
+    item: Item, work: Work, scope: Scope, text: bytes, version: str, oids: tuple[int, ...]
+) -> None:
+    side = scope.side_of(version)
+    if isinstance(side, Refusal):
+        plan = scope.plan(text, "old")
+        if plan.kind not in _ENDS_TRANSACTION:
+            item.refusal = side if scope.refusal is not None else RETIRED
+        plan = Plan(text, plan.kind, "version_not_served", refusal=item.refusal)
+    else:
+        plan = scope.plan(text, side)
+        item.refusal = plan.refusal
+    item.plan, item.oids = plan, oids
+    if plan.kind is not Kind.READ:
+        work.reads_only = False
+    if plan.refusal is not None:
+        return
+    work.touches = work.touches or (plan.touches and bool(scope.book.tables))
+    if plan.fallback is None or not plan.mirrored:
+        return
+    key = (
+        side,
+        scope.search_path,
+        scope.user,
+        oids,
+        _literal_free(text) if item.kind == m.QUERY else text,
+        scope.book.serial,
+    )
+    verdict = scope.prober.known(key)
+    if verdict is None:
+        if work.unproved is None:
+            work.unproved, work.probe_key, work.probe_oids = plan, key, oids
+    elif verdict.mirrored:
+        item.oids = verdict.oids
+    else:
+        item.plan = plan.fallback
+
+
+def _literal_free(text: bytes) -> bytes:
+    """The text with its literals blanked: a key for what was tried, never something that is sent."""
+    if _UNSAFE_LITERALS.search(text):
+        return text
+    return _LITERALS.sub(lambda match: b"''" if match.group().startswith(b"'") else b"0", text)

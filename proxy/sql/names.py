@@ -1,0 +1,48 @@
+"""The byte-level test that stands before any parse: can this text name one of these relations?
+
+False means certainly not. True may be a false alarm (a longer word, a string, a comment): it only costs a
+parse. Texts whose names cannot be seen in their bytes (Unicode escapes) or that run other texts (EXECUTE, DO,
+CALL) always answer True.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+
+_HIDING = re.compile(rb"u&|\b(?:execute|prepare|do|call|deallocate)\b", re.IGNORECASE)
+_MANY = 8
+
+
+def touches_names(names: Iterable[str]) -> Callable[[bytes], bool]:
+    """Compile the test for a set of names (as the catalog has them, unquoted, without schema)."""
+    needles = sorted({spelling for name in names for spelling in _spellings(name)})
+    if not needles:
+        return _never
+    hiding = _HIDING.search
+    if len(needles) > _MANY:
+        search = re.compile(b"|".join(re.escape(needle) for needle in needles)).search
+
+        def touches_many(text: bytes) -> bool:
+            return search(text.lower()) is not None or hiding(text) is not None
+
+        return touches_many
+    fixed = tuple(needles)
+
+    def touches(text: bytes) -> bool:
+        lowered = text.lower()
+        for needle in fixed:
+            if needle in lowered:
+                return True
+        return hiding(text) is not None
+
+    return touches
+
+
+def _spellings(name: str) -> set[bytes]:
+    lowered = name.encode().lower()
+    return {lowered, lowered.replace(b'"', b'""')}
+
+
+def _never(text: bytes) -> bool:
+    return False
