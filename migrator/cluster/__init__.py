@@ -14,8 +14,8 @@ imported.
 
 from __future__ import annotations
 
-from .binaries import Binaries, ClusterError
+from .binaries import Binaries, ClusterError, NotOurs
 from .cluster import Cluster, start_cluster
 from .server import Server
 
-__all__ = ["Binaries", "Cluster", "ClusterError", "Server", "start_cluster"]
+__all__ = ["Binaries", "Cluster", "ClusterError", "NotOurs", "Server", "start_cluster"]

@@ -29,6 +29,10 @@ class ClusterError(Exception):
     """PostgreSQL could not be found, started or controlled; the text says what to do next."""
 
 
+class NotOurs(ClusterError):
+    """A server that was given by DSN cannot be started or stopped."""
+
+
 @dataclass(frozen=True, slots=True)
 class Account:
     """The unix user that the server programs run as."""

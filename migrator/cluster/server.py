@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import quote, unquote, urlsplit
 
-from .binaries import ClusterError
+from .binaries import ClusterError, NotOurs
 
 StopMode = Literal["smart", "fast", "immediate"]
 
@@ -158,7 +158,7 @@ class Server:
         self.stop(mode)
         self.start()
 
-    def _not_ours(self) -> ClusterError:
-        return ClusterError(
+    def _not_ours(self) -> NotOurs:
+        return NotOurs(
             f"{self.name} at {self.host}:{self.port} was given by DSN: it is not ours to start or stop"
         )

@@ -19,6 +19,7 @@ from .display import Display, LiveDisplay, PlainDisplay
 from .report import Result
 
 OK, BUG, DIFFERENCES = 0, 1, 4
+PLAIN_WIDTH = 110
 FULL_ROWS, QUICK_ROWS = 200_000, 20_000
 FULL_WRITES, QUICK_WRITES = 20_500, 2_000
 
@@ -29,11 +30,11 @@ def demo(
     ] = False,
     rows: Annotated[
         int | None,
-        typer.Option(min=100, help="Orders before the traffic. [default: 200000, quick: 20000]"),
+        typer.Option(min=100, help="Orders before the traffic [default: 200000, quick 20000]."),
     ] = None,
     writes: Annotated[
         int | None,
-        typer.Option(min=1, help="Acknowledged writes at least. [default: 20500, quick: 2000]"),
+        typer.Option(min=1, help="Acknowledged writes at least [default: 20500, quick 2000]."),
     ] = None,
     seed: Annotated[int, typer.Option(help="The traffic's random seed.")] = 1,
     keep: Annotated[
@@ -43,7 +44,7 @@ def demo(
         bool,
         typer.Option(
             "--sabotage",
-            help="Turn dual writes and the guard off after expand: proves that the check can fail (exit status 4).",
+            help="Turn dual writes and the guard off: proves that the check can fail (exit status 4).",
         ),
     ] = False,
     output: Annotated[str, typer.Option("--format", help="text or json.")] = "text",
@@ -65,10 +66,9 @@ def demo(
         sabotage=sabotage,
     )
     console = Console(stderr=output == "json")
-    display: Display
-    if console.is_terminal:
-        display = LiveDisplay(console)
-    else:
+    display: Display = LiveDisplay(console)
+    if not console.is_terminal:
+        console = Console(stderr=output == "json", width=PLAIN_WIDTH)
         display = PlainDisplay(sys.stderr if output == "json" else sys.stdout)
     try:
         with start_cluster(replicas=1) as cluster:

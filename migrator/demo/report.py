@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -107,12 +108,12 @@ class Result:
     def print(self, console: Console) -> None:
         """The table and the verdict."""
         table = Table(title="What the clients saw", title_justify="left")
-        table.add_column("phase")
+        table.add_column("phase", no_wrap=True)
         for name in ("seconds", "writes", "reads", "errors", "p50 ms", "p99 ms", "longest ms"):
             table.add_column(name, justify="right")
         for phase in self.phases:
             table.add_row(
-                phase.name,
+                _short(phase.name),
                 f"{self.seconds.get(phase.name, 0.0):.1f}",
                 f"{phase.writes:,}",
                 f"{phase.reads:,}",
@@ -122,11 +123,11 @@ class Result:
                 f"{_ms(phase.longest):.1f}",
             )
         console.print(table)
-        flips = Table(title="The longest stall of any client around each flip", title_justify="left")
-        flips.add_column("flip")
+        flips = Table(title="Longest stall at each flip", title_justify="left")
+        flips.add_column("flip", no_wrap=True, min_width=24)
         flips.add_column("ms", justify="right")
         for name, seconds in self.stalls.items():
-            flips.add_row(name, f"{_ms(seconds):.1f}")
+            flips.add_row(_short(name), f"{_ms(seconds):.1f}")
         console.print(flips)
         for name, phase_name in self.migrations.items():
             console.print(f"{name}: {phase_name}", highlight=False)
@@ -148,6 +149,11 @@ class Result:
         for kind, samples in (("row", self.findings.samples), ("client", self.errors)):
             for sample in samples:
                 console.print(f"  {kind}: {sample}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _short(name: str) -> str:
+    """``0001_order_state expanded`` and ``0001_order_state.expand`` without the migration's words."""
+    return re.sub(r"^(\d+)_\w+[ .]", r"\1 ", name)
 
 
 def _ms(seconds: float) -> float:

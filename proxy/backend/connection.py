@@ -82,7 +82,9 @@ class ServerConnection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.closed = True
         reason = f"the server {self.dsn.label} closed the connection" + (f": {exc}" if exc else "")
-        self._break(ServerUnavailable("08006", reason, hint="See the server's log; the sidecar connects again."))
+        self._break(
+            ServerUnavailable("08006", reason, hint="See the server's log; the sidecar connects again.")
+        )
         owner, self._owner = self._owner, None
         if owner is not None:
             owner.server_lost(self)
@@ -232,7 +234,9 @@ class ServerConnection(asyncio.Protocol):
         elif method == 11 and self._scram is not None:
             self.write(self._scram.final(body))
         else:
-            raise AuthenticationFailed(f"it asks for authentication method {method}, which dualwire does not know")
+            raise AuthenticationFailed(
+                f"it asks for authentication method {method}, which dualwire does not know"
+            )
 
     def _break(self, error: ServerUnavailable) -> None:
         for future in (self._ready, self._answer, self._ssl_answer):
@@ -304,7 +308,7 @@ async def connect(
 
 
 async def cancel(dsn: Dsn, pid: int, secret: bytes, timeout: float = 5.0) -> None:
-    """Send a CancelRequest for a backend, and wait until the server has taken it; failures are the caller's to ignore."""
+    """Send a CancelRequest for a backend, and wait until the server has taken it."""
     async with asyncio.timeout(timeout):
         if dsn.is_unix:
             reader, writer = await asyncio.open_unix_connection(dsn.socket_path)

@@ -3,8 +3,8 @@
 The rule (DESIGN section 6, read-your-writes): a session that has heard from the primary may use a replica only once
 that replica has replayed an LSN that was sampled on the primary by a query *sent* after the session heard. So samples
 are numbered in the order of sending; a session remembers the number of the last sample sent when it heard
-(``Session.seen``), a replica has ``covered`` the largest number whose LSN it has replayed, and the hot path compares two
-integers. The sample is ``pg_current_wal_insert_lsn()``: with ``synchronous_commit = off`` the flushed position lags
+(``Session.seen``), a replica has ``covered`` the largest number whose LSN it has replayed, and the hot path
+compares two integers. The sample is ``pg_current_wal_insert_lsn()``: with ``synchronous_commit = off`` the flushed position lags
 behind what commits have shown. Samples of different timelines are never compared.
 """
 
@@ -35,7 +35,9 @@ RELATION_TTL = 15.0
 PAGE = 8192
 LONG_HEADER = 40
 
-_SAMPLE = """SELECT l - '0/0'::pg_lsn, substr(pg_walfile_name(l), 1, 8) FROM pg_current_wal_insert_lsn() AS l"""
+_SAMPLE = (
+    """SELECT l - '0/0'::pg_lsn, substr(pg_walfile_name(l), 1, 8) FROM pg_current_wal_insert_lsn() AS l"""
+)
 _REPLAYED = """SELECT coalesce(pg_last_wal_replay_lsn(), '0/0') - '0/0'::pg_lsn,
     lpad(to_hex(greatest((SELECT timeline_id FROM pg_control_checkpoint()),
                          (SELECT min_recovery_end_timeline FROM pg_control_recovery()))), 8, '0'),
@@ -125,9 +127,11 @@ class ReadState:
                 reason = "replica_lag"
             else:
                 return replica.index, "read_only"
-        if reason == "read_your_writes":
-            self.wanted.set()
         return None, reason
+
+    def request(self) -> None:
+        """A session waits for a replica to catch up: sample soon."""
+        self.wanted.set()
 
     def servable(self, plan: Plan, search_path: tuple[str, ...], user: str) -> bool | None:
         """Whether every relation of the plan is an ordinary, permanent table without row security; None: unknown."""

@@ -102,9 +102,7 @@ class Pool:
     async def _connect(self, parameters: dict[str, str], password: str | None) -> ServerConnection:
         self._connecting += 1
         try:
-            connection = await connect(
-                self.dsn, parameters, password=password, timeout=self.connect_timeout
-            )
+            connection = await connect(self.dsn, parameters, password=password, timeout=self.connect_timeout)
         except BaseException:
             self._wake()
             raise

@@ -73,7 +73,9 @@ class SessionProber:
         """The verdict, if this text was tried before."""
         return self._verdicts.known.get(key)
 
-    def probe(self, key: Key, plan: Plan, oids: tuple[int, ...], done: Callable[[ProbeVerdict], None]) -> None:
+    def probe(
+        self, key: Key, plan: Plan, oids: tuple[int, ...], done: Callable[[ProbeVerdict], None]
+    ) -> None:
         """Try the plan; ``done`` is called later, whatever happens."""
         task = asyncio.ensure_future(self._probe(key, plan, oids, done))
         self._tasks.add(task)

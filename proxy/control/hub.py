@@ -57,7 +57,17 @@ class HoldState:
 class RoutingHub:
     """Current routing, terms in use, and the hold; see the module's docstring for the rules."""
 
-    __slots__ = ("_earlier", "_listeners", "_parked", "_spent_hold", "_touching", "hold", "on_quiet", "parked_total", "term")
+    __slots__ = (
+        "_earlier",
+        "_listeners",
+        "_parked",
+        "_spent_hold",
+        "_touching",
+        "hold",
+        "on_quiet",
+        "parked_total",
+        "term",
+    )
 
     def __init__(self) -> None:
         self.term = Term(EMPTY, 0)
@@ -172,6 +182,12 @@ class RoutingHub:
         self._spent_hold = hold_id
         if self.hold is not None and self.hold.id == hold_id:
             self._end_hold(refusal)
+
+    def refuse_parked(self, refusal: Refusal) -> None:
+        """Refuse what is parked now and go on holding: how the hold ended cannot be learnt yet."""
+        parked, self._parked = self._parked, []
+        for waiter in parked:
+            waiter(refusal)
 
     def _end_hold(self, refusal: Refusal | None) -> None:
         self.hold = None

@@ -29,7 +29,7 @@ import random
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Final
 
 import structlog
@@ -59,8 +59,6 @@ class _Tracked:
     """The hold that this sidecar takes part in. Times are the event loop's."""
 
     id: int
-    local_id: int
-    """The id under which the hub has it; differs from ``id`` after parked statements were refused."""
     deadline: float
     claimed: bool = False
     """``sidecar_hold(true)`` was sent, under whatever id and whether or not it was answered."""
@@ -376,13 +374,13 @@ class ControlLink:
             return
         if self._now() >= tracked.deadline:
             await self._apply(client, self._hub.routing)
-        elif not tracked.told and self._hub.try_held(tracked.local_id):
+        elif not tracked.told and self._hub.try_held(tracked.id):
             tracked.claimed = tracked.told = True
             await self._apply(client, await client.hold(tracked.id, held=True))
 
     def _track(self, hold: Hold) -> None:
         deadline = self._now() + min(hold.seconds, self.hold_max)
-        self._tracked = _Tracked(hold.id, hold.id, deadline)
+        self._tracked = _Tracked(hold.id, deadline)
         loop = asyncio.get_running_loop()
         self._timers = [
             loop.call_at(deadline, self._on_deadline),
@@ -395,9 +393,7 @@ class ControlLink:
         tracked, self._tracked = self._tracked, None
         self._cancel_timers()
         if tracked is not None:
-            self._hub.release(tracked.local_id, refusal)
-            if tracked.local_id != tracked.id:
-                self._hub.release(tracked.id, refusal)
+            self._hub.release(tracked.id, refusal)
 
     def _on_deadline(self) -> None:
         self._wake.set()
@@ -417,21 +413,14 @@ class ControlLink:
         if tracked is None:
             return
         self._log.error("parked statements refused: the end of the hold could not be learnt", hold=tracked.id)
-        tables = self._hub.hold.tables if self._hub.hold is not None else frozenset()
-        self._hub.release(
-            tracked.local_id,
+        self._hub.refuse_parked(
             Refusal(
                 "08006",
                 "the statement waited for a schema swap whose outcome could not be learnt",
                 detail=f"The sidecar lost its link to the control schema during hold {tracked.id}.",
                 hint="Nothing was executed: try again. See control in the sidecar's /status.",
-            ),
+            )
         )
-        # The hub ends a released hold for good, so the same hold goes on under an id of this sidecar's own.
-        tracked.local_id = -secrets.randbelow(2**31) - 1
-        hold = Hold(tracked.local_id, tuple(sorted(tables)), REFUSE_AFTER)
-        self._hub.publish(replace(self._hub.routing, hold=hold))
-        self._hub.try_held(tracked.local_id)
         self._timers.append(asyncio.get_running_loop().call_later(REFUSE_AFTER, self._refuse_parked))
 
     def _cancel_timers(self) -> None:

@@ -12,7 +12,7 @@ from proxy.rewrite.work import Unmirrorable, Work
 from proxy.sql.parse import Node
 from proxy.sql.quote import ident
 from proxy.sql.repeatable import repeatable
-from proxy.sql.tokens import EQUALS
+from proxy.sql.tokens import CLOSE, EQUALS, OPEN
 
 
 @dataclass(slots=True)
@@ -100,7 +100,7 @@ def _value(work: Work, rule: Rule, item: Assignment) -> str:
     if "SetToDefault" in item.node:
         return default_text(rule.model.column(item.column))
     tokens = work.tokens
-    first = tokens.find(EQUALS, tokens.at(item.start)) + 1
+    first = tokens.after(EQUALS, tokens.at(item.start))
     end = tokens.item_end(first)
     start, stop = tokens.starts[first], tokens.ends[end - 1]
     if not repeatable(item.node, stop - start):
@@ -120,5 +120,6 @@ def _end_of_list(work: Work, last: Assignment) -> int:
         while depth >= 0:  # out of the parenthesised list of names
             at += 1
             name = tokens.name(at)
-            depth += (name in ("ASCII_40", "ASCII_91")) - (name in ("ASCII_41", "ASCII_93"))
-    return tokens.ends[tokens.item_end(tokens.find(EQUALS, at) + 1) - 1]
+            depth += (name in OPEN) - (name in CLOSE)
+        at += 1
+    return tokens.ends[tokens.item_end(tokens.after(EQUALS, at)) - 1]

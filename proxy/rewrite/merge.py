@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from proxy.rewrite.assign import assignments
 from proxy.rewrite.modify import returning
 from proxy.rewrite.reasons import Reason
 from proxy.rewrite.relations import FromList, dml_target, with_clause
@@ -29,7 +30,12 @@ def merge(work: Work, node: Node, outer: Scope) -> None:
     scope = Scope(ctes)
     scope.sources = [*others.sources, target]
     work.visit(node.get("joinCondition", {}), scope)
-    work.visit(node.get("mergeWhenClauses", []), scope)
+    for entry in node["mergeWhenClauses"]:
+        clause = entry["MergeWhenClause"]
+        work.visit(clause.get("condition", {}), scope)
+        work.visit(clause.get("values", []), scope)
+        if clause.get("commandType") == "CMD_UPDATE":
+            assignments(work, clause["targetList"], target, scope)
     if rule is not None:
         _lists(work, node, rule)
         work.leave_to_guard(rule, Reason.GUARD_MERGE, "MERGE is not mirrored inline.")

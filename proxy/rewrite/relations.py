@@ -228,8 +228,8 @@ def derive(work: Work, source: Source) -> None:
     else:
         work.tell(
             Reason.EXPAND_STAR,
-            f"{rule.model.qualified} is read through a derived table: the statement would show columns that its "
-            "version does not have.",
+            f"{rule.model.qualified} is read through a derived table: the statement would show columns "
+            "that its version does not have.",
         )
 
 

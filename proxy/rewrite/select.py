@@ -12,7 +12,7 @@ from proxy.rewrite.resolve import Role, Scope, Source, field_names, figure_name
 from proxy.rewrite.work import Refused, Work
 from proxy.sql.parse import Node
 from proxy.sql.quote import ident
-from proxy.sql.tokens import LPAREN
+from proxy.sql.tokens import CLOSE, LPAREN, OPEN
 
 
 @dataclass(slots=True)
@@ -270,9 +270,9 @@ def _after_group_by(work: Work, node: Node) -> int:
     while at > 0:
         at -= 1
         name = tokens.name(at)
-        if name in ("ASCII_41", "ASCII_93"):
+        if name in CLOSE:
             depth += 1
-        elif name in ("ASCII_40", "ASCII_91"):
+        elif name in OPEN:
             depth -= 1
         elif name == "BY" and depth <= 0 and tokens.name(at - 1) == "GROUP_P":
             break

@@ -1,7 +1,7 @@
 """One client's connections: the socket from the client, one to the primary, one to a replica; only moves bytes.
 
 Contract: implements :class:`asyncio.Protocol` for the client's side, ``proxy.backend.connection.Owner`` for the servers'
-and ``proxy.session.ports.Port`` for the session, in which every decision is made. A client that vanishes while requests
+and ``proxy.session.ports.Port`` for the session, where every decision is made. A client that vanishes while requests
 are under way leaves an *orphan*: its query is cancelled and its epoch is kept until the server has answered, because a
 statement that still runs still acts under its epoch.
 """

@@ -23,7 +23,7 @@ from proxy.config import Database, Limits
 from proxy.control.hub import RoutingHub
 from proxy.control.link import ControlLink, ControlUnavailable
 from proxy.control.routing import Routing
-from proxy.session.core import Books, Context
+from proxy.session.context import Books, Context
 from proxy.stats import Stats
 
 log = structlog.get_logger(__name__)

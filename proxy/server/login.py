@@ -187,15 +187,15 @@ class Login:
         user = parameters.pop("user")
         name = parameters.pop("database", user)
         if parameters.pop("replication", "false").lower() not in ("false", "off", "no", "0"):
-            self._refuse("0A000", "replication connections are not supported", "Connect to the server itself.")
+            self._refuse(
+                "0A000", "replication connections are not supported", "Connect to the server itself."
+            )
             return
         database = self._sidecar.databases.get(name)
         if database is None:
             known = ", ".join(sorted(self._sidecar.databases))
             self._sidecar.login_failed(name, "database")
-            self._refuse(
-                "3D000", f'database "{name}" is not configured', f"This sidecar serves: {known}."
-            )
+            self._refuse("3D000", f'database "{name}" is not configured', f"This sidecar serves: {known}.")
             return
         version = startup.version or database.settings.schema_version
         if not await database.link.wait_known(ROUTING_WAIT):

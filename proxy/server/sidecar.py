@@ -12,7 +12,6 @@ import secrets
 import ssl
 import stat
 from collections.abc import Coroutine, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import structlog
@@ -58,11 +57,8 @@ class Sidecar:
             await database.start()
         address = self.settings.listen.address
         if address.is_unix:
-            path = Path(address.socket_path)
-            with contextlib.suppress(FileNotFoundError):
-                if stat.S_ISSOCK(path.stat().st_mode):
-                    path.unlink()
-            self._server = await loop.create_unix_server(lambda: ClientConnection(self), str(path))
+            _remove_stale_socket(address.socket_path)
+            self._server = await loop.create_unix_server(lambda: ClientConnection(self), address.socket_path)
             self.address = address
         else:
             self._server = await loop.create_server(
@@ -166,6 +162,13 @@ class Sidecar:
     def clients(self) -> Sequence[ClientConnection]:
         """Everyone who is connected."""
         return list(self._clients)
+
+
+def _remove_stale_socket(path: str) -> None:
+    """A socket that a crashed sidecar left behind; anything else in its place stays and fails the listener."""
+    with contextlib.suppress(FileNotFoundError):
+        if stat.S_ISSOCK(os.stat(path).st_mode):
+            os.unlink(path)
 
 
 def _tls(settings: Settings) -> ssl.SSLContext | None:

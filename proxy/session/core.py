@@ -12,103 +12,24 @@ which it has entered before its first byte is sent and leaves when its ReadyForQ
 
 from __future__ import annotations
 
-import functools
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Literal
 
 from proxy.rewrite.model import Side
 from proxy.rewrite.plan import Kind, Plan, Refusal
-from proxy.session.book import PlanBook
-from proxy.session.ports import HubView, Port, Prober, Reads, RoutingView, Target, Verdict
-from proxy.session.replies import (
-    PLAIN_BIND,
-    PLAIN_CALL,
-    PLAIN_DESCRIBE,
-    PLAIN_EXECUTE,
-    PLAIN_QUERY,
-    PLAIN_SYNC,
-    SKIPPED_CLOSE,
-    Mode,
-    Reply,
-    ReplyQueue,
-)
-from proxy.session.statements import Prepared, Statement, deallocated
+from proxy.session.context import Context, Flight
+from proxy.session.outbox import PLAIN, Outbox
+from proxy.session.ports import Port, RoutingView, Target, Verdict
+from proxy.session.replies import PLAIN_BIND, PLAIN_DESCRIBE, PLAIN_EXECUTE, PLAIN_SYNC, Reply, ReplyQueue
+from proxy.session.statements import Statement
 from proxy.session.work import Item, Scope, Work, study
-from proxy.sql.splice import original_position
-from proxy.stats import Stats
 from proxy.wire import messages as m
 from proxy.wire.framing import Framer
-from proxy.wire.messages import ProtocolViolation
 
 IDLE, IN_TRANSACTION, FAILED = b"ITE"
 MAX_BATCH = 1 << 20
 """Bytes of an unfinished batch that are held back before it is decided as it stands."""
-REFUSED_TEXT = b"/* refused by dualwire, see the client's error */ refused_by_dualwire"
-"""What a server gets instead of a refused statement: it fails to parse, so the transaction's state comes out right."""
-_REFUSED_PARSE = m.parse(b"refused_by_dualwire", REFUSED_TEXT, ())
-_REFUSED_QUERY = m.query(REFUSED_TEXT)
-_PLAIN = {
-    m.BIND: PLAIN_BIND,
-    m.EXECUTE: PLAIN_EXECUTE,
-    m.DESCRIBE: PLAIN_DESCRIBE,
-    m.SYNC: PLAIN_SYNC,
-    m.QUERY: PLAIN_QUERY,
-    m.FUNCTION_CALL: PLAIN_CALL,
-}
 _ENDS = frozenset((m.QUERY, m.SYNC, m.FUNCTION_CALL))
-
-
-class Books:
-    """The plan books in use: one for each setting of a sidecar's own dual-write switch, for the current term."""
-
-    __slots__ = ("_books", "_serial", "_stats")
-
-    def __init__(self, stats: Stats) -> None:
-        self._stats = stats
-        self._serial = -1
-        self._books: dict[bool, PlanBook] = {}
-
-    def get(self, term: Any, dual_write: bool) -> PlanBook:
-        """The book of that term; those of earlier terms are dropped."""
-        if term.serial != self._serial:
-            self._serial = term.serial
-            self._books = {}
-        book = self._books.get(dual_write)
-        if book is None:
-            routing: RoutingView = term.routing
-            book = PlanBook(term.serial, tuple(routing.tables), routing.dual_write and dual_write, self._stats)
-            self._books[dual_write] = book
-        return book
-
-
-@dataclass(slots=True)
-class Context:
-    """What the sessions of one database share, and one session's prober."""
-
-    hub: HubView
-    reads: Reads
-    prober: Prober
-    stats: Stats
-    clock: Callable[[], float]
-    books: Books
-    dual_write_enabled: bool = True
-
-    def book(self) -> PlanBook:
-        """The plans of the current term."""
-        return self.books.get(self.hub.term, self.dual_write_enabled)
-
-
-@dataclass(slots=True)
-class Flight:
-    """A batch whose ReadyForQuery has not come yet."""
-
-    term: Any
-    target: Target
-    started: float
-    settings: tuple[tuple[str, str | None], ...] = ()
-    failed: bool = False
 
 
 class _Replies:
@@ -137,7 +58,14 @@ class Session:
     """See the module's docstring. ``version`` is what the client asked for: a version's name or ``auto``."""
 
     def __init__(
-        self, context: Context, port: Port, *, number: int, user: str, version: str, parameters: dict[str, str]
+        self,
+        context: Context,
+        port: Port,
+        *,
+        number: int,
+        user: str,
+        version: str,
+        parameters: dict[str, str],
     ) -> None:
         self.context = context
         self.port = port
@@ -154,8 +82,7 @@ class Session:
         self.settings_lost = False
         """A setting changed in a way that we could not follow: replicas are out of bounds for this session."""
         self.temp: frozenset[str] = frozenset()
-        self.statements: dict[bytes, Statement] = {}
-        self.prepared = (Prepared(), Prepared())
+        self.outbox = Outbox(context.stats)
         self.queues = (ReplyQueue(_Replies(self, Target.PRIMARY)), ReplyQueue(_Replies(self, Target.REPLICA)))
         self.target = Target.PRIMARY
         self.seen = 0
@@ -169,6 +96,7 @@ class Session:
         self.saw_fatal = False
         """The server has said why it closes the connection."""
         self.touching = False
+        self._behind = False
         self._open: Flight | None = None
         self._copy_over = False
         self._framer = Framer()
@@ -285,13 +213,13 @@ class Session:
             and not context.reads.enabled
             and self._refusal is None
             and self._open is None
-            and not self.prepared[Target.PRIMARY].rewritten
+            and not self.outbox.prepared[Target.PRIMARY].rewritten
             and self._pass(frames, term)
         ):
             return True
         work = study(
             frames,
-            self.statements,
+            self.outbox.statements,
             Scope(
                 book=context.book(),
                 prober=context.prober,
@@ -352,6 +280,7 @@ class Session:
                 return Target.PRIMARY, "relation_unknown" if servable is None else "relation_unsafe"
         index, reason = self.context.reads.choose(self.seen, self.replica)
         if index is None:
+            self._behind = reason == "read_your_writes"
             return Target.PRIMARY, reason
         if not self.port.replica_ready(index):
             return Target.PRIMARY, "replica_connecting"
@@ -381,14 +310,14 @@ class Session:
         end = last[0]
         if end not in _ENDS:
             return False
-        prepared = self.prepared[Target.PRIMARY]
+        prepared = self.outbox.prepared[Target.PRIMARY]
         queries = 0
         for frame in frames:
             kind = frame[0]
             if kind == m.PARSE:
                 if frame[5]:
                     return False
-                self.statements[b""] = statement = Statement(frame, self.speaks)
+                self.outbox.statements[b""] = statement = Statement(frame, self.speaks)
                 prepared.texts[b""] = statement.text
             elif kind == m.CLOSE:
                 return False
@@ -403,7 +332,7 @@ class Session:
         term.active += 1
         self.flights.append(flight)
         self.target = Target.PRIMARY
-        self.queues[Target.PRIMARY].expect(_PLAIN[end])
+        self.queues[Target.PRIMARY].expect(PLAIN[end])
         self.port.to_server(Target.PRIMARY, last if len(frames) == 1 else b"".join(frames))
         return True
 
@@ -425,11 +354,13 @@ class Session:
         for item in work.items:
             if item.plan is not None:
                 self._note(item, item.plan, flight)
-            entry = self._emit(item, target, out, entries)
+            entry = self.outbox.emit(item, target, out, entries)
             if entry is not None:
                 entries.append(entry)
-        if last == m.SYNC and len(work.items) > 1 and all(
-            entry in (PLAIN_BIND, PLAIN_EXECUTE, PLAIN_DESCRIBE, PLAIN_SYNC) for entry in entries
+        if (
+            last == m.SYNC
+            and len(work.items) > 1
+            and all(entry in (PLAIN_BIND, PLAIN_EXECUTE, PLAIN_DESCRIBE, PLAIN_SYNC) for entry in entries)
         ):
             entries = [PLAIN_SYNC]
         queue = self.queues[target]
@@ -437,107 +368,11 @@ class Session:
             queue.expect(entry)
         self.port.to_server(target, out[0] if len(out) == 1 else b"".join(out))
 
-    def _emit(self, item: Item, target: Target, out: list[bytes], entries: list[Reply]) -> Reply | None:
-        """Append the item's bytes to ``out``; the entry for the item itself is returned, earlier ones appended."""
-        kind = item.kind
-        if kind == m.EXECUTE:
-            self.context.stats.queries += 1
-        if item.refusal is not None and kind in (m.QUERY, m.PARSE, m.BIND, m.DESCRIBE):
-            out.append(_REFUSED_QUERY if kind == m.QUERY else _REFUSED_PARSE)
-            return Reply(m.QUERY if kind == m.QUERY else m.PARSE, Mode.REPLACE, payload=_refusal_frame(item.refusal))
-        if kind == m.QUERY:
-            return self._emit_query(item, out)
-        if kind == m.PARSE:
-            return self._emit_parse(item, target, out)
-        if kind in (m.BIND, m.DESCRIBE) and item.statement is not None and item.plan is not None:
-            self._ensure_prepared(item, item.plan, target, out, entries)
-        out.append(item.frame)
-        if kind == m.CLOSE:
-            return self._emit_close(item, target)
-        return _PLAIN.get(kind)
-
-    def _emit_query(self, item: Item, out: list[bytes]) -> Reply:
-        plan = item.plan
-        assert plan is not None
-        self.context.stats.queries += plan.statements
-        self.statements.pop(b"", None)
-        for prepared in self.prepared:
-            prepared.drop(b"")
-        if plan.kind in (Kind.SESSION, Kind.UNPARSED):
-            self._forget(item.frame[5:-1])
-        if not plan.rewritten:
-            out.append(item.frame)
-            return PLAIN_QUERY
-        out.append(m.query(plan.text))
-        return Reply(m.QUERY, edits=functools.partial(_map_position, plan, item.frame[5:-1]))
-
-    def _emit_parse(self, item: Item, target: Target, out: list[bytes]) -> Reply:
-        statement, plan, name = item.statement, item.plan, item.name
-        assert statement is not None
-        assert plan is not None
-        if plan.kind in (Kind.SESSION, Kind.UNPARSED):
-            self._forget(statement.text)
-        if plan.rewritten or item.oids != statement.oids:
-            out.append(m.parse(name, plan.text, item.oids))
-        else:
-            out.append(item.frame)
-        previous = self.statements.get(name)
-        if name and previous is not None:
-            # The server knows that name already and will say so (42P05): the first statement stays what it is.
-            return Reply(m.PARSE)
-        self.statements[name] = statement
-        self.prepared[target].put(name, plan.text, plan.rewritten)
-        edits = functools.partial(_map_position, plan, statement.text) if plan.rewritten else None
-        return Reply(m.PARSE, undo=functools.partial(self._undo_parse, target, name), edits=edits)
-
-    def _undo_parse(self, target: Target, name: bytes) -> None:
-        self.statements.pop(name, None)
-        self.prepared[target].drop(name)
-
-    def _ensure_prepared(
-        self, item: Item, plan: Plan, target: Target, out: list[bytes], entries: list[Reply]
-    ) -> None:
-        """Prepare the statement behind the client's back where the server has not the text that is wanted now."""
-        prepared = self.prepared[target]
-        known = prepared.texts.get(item.name)
-        if known == plan.text:
-            return
-        if known is not None and item.name:
-            out.append(m.close_statement(item.name))
-            entries.append(SKIPPED_CLOSE)
-        out.append(m.parse(item.name, plan.text, item.oids))
-        prepared.put(item.name, plan.text, plan.rewritten)
-        entries.append(Reply(m.PARSE, Mode.SKIP, undo=functools.partial(prepared.drop, item.name)))
-
-    def _emit_close(self, item: Item, target: Target) -> Reply:
-        if item.frame[5] != ord("S"):
-            return Reply(m.CLOSE)
-        statement = self.statements.pop(item.name, None)
-        prepared = self.prepared[target]
-        text = prepared.texts.get(item.name)
-        rewritten = item.name in prepared.rewritten
-        prepared.drop(item.name)
-
-        def undo() -> None:
-            if statement is not None:
-                self.statements[item.name] = statement
-            if text is not None:
-                prepared.put(item.name, text, rewritten)
-
-        return Reply(m.CLOSE, undo=undo)
-
     def _forget(self, text: bytes) -> None:
         """Follow an SQL DEALLOCATE or DISCARD."""
-        name = deallocated(text)
-        if name == b"":
-            self.statements.clear()
-            self.prepared[Target.PRIMARY].clear()
-            if not text.lstrip()[:3].lower() == b"dea":
-                self.settings.clear()
-                self.temp = frozenset()
-        elif name is not None:
-            self.statements.pop(name, None)
-            self.prepared[Target.PRIMARY].drop(name)
+        if self.outbox.forget(text):
+            self.settings.clear()
+            self.temp = frozenset()
 
     def _note(self, item: Item, plan: Plan, flight: Flight) -> None:
         """What sending the statement means for the session and its counters."""
@@ -560,6 +395,8 @@ class Session:
                     self.settings_lost = True
             elif plan.kind is not Kind.READ and plan.settings:
                 self.settings_lost = True
+            if plan.kind in (Kind.SESSION, Kind.UNPARSED):
+                self._forget(item.frame[5:-1] if item.statement is None else item.statement.text)
             if plan.temp_relations:
                 self.temp |= frozenset(plan.temp_relations)
 
@@ -588,6 +425,10 @@ class Session:
                 context.stats.transactions_open += 1 if self.status == IDLE else -1
             self.status = status
             self.seen = context.reads.sent
+            if self._behind:
+                # Only a sample sent from now on helps this session.
+                self._behind = False
+                context.reads.request()
         if status == IDLE and self.touching and not self.flights:
             self.touching = False
             context.hub.untouch()
@@ -629,7 +470,7 @@ class Session:
 
     def replica_gone(self) -> None:
         """The replica connection was lost or given up while nothing was in flight on it."""
-        self.prepared[Target.REPLICA].clear()
+        self.outbox.prepared[Target.REPLICA].clear()
         self.queues[Target.REPLICA].clear()
         self.replica = None
         # What was read there may be newer than what another replica has: wait for a sample as after a write.
@@ -682,26 +523,6 @@ class Session:
     def clean(self) -> bool:
         """Whether the primary connection can be given to another client after a reset."""
         return self.status == IDLE and not self.flights and not len(self.queues[Target.PRIMARY])
-
-
-def _refusal_frame(refusal: Refusal) -> bytes:
-    # Drivers recognise a retired prepared statement by the routine's name and prepare it again by themselves.
-    routine = "RevalidateCachedQuery" if refusal.message.startswith("cached plan") else ""
-    return m.error_response(
-        refusal.sqlstate, refusal.message, detail=refusal.detail, hint=refusal.hint, routine=routine
-    )
-
-
-def _map_position(plan: Plan, original: bytes, message: bytes) -> bytes:
-    """The error with its position mapped from the rewritten text to the client's."""
-    try:
-        position = m.error_fields(message).get("P")
-    except ProtocolViolation:
-        return message
-    if position is None:
-        return message
-    mapped = original_position(original, plan.edits, int(position))
-    return m.error_with_fields(message, {"P": str(mapped).encode()})
 
 
 def parse_search_path(value: str, user: str) -> tuple[str, ...]:

@@ -77,6 +77,9 @@ class Reads(Protocol):
         """The index of a replica that can serve a session which has seen the primary at sample ``seen`` and has read
         from replica ``current`` so far (None: from none), or None; and the reason."""
 
+    def request(self) -> None:
+        """A session waits for a replica to catch up: sample soon."""
+
     def servable(self, plan: Plan, search_path: tuple[str, ...], user: str, /) -> bool | None:
         """Whether a replica can serve the plan's relations; None: not known yet (it is being looked up)."""
 

@@ -91,7 +91,15 @@ COMPLETED_BY: dict[int, frozenset[int]] = {
 }
 _COARSE = frozenset((m.SYNC, m.QUERY, m.FUNCTION_CALL))
 _UNMATCHED = frozenset(
-    (m.DATA_ROW, m.COPY_DATA, m.NOTICE_RESPONSE, m.NOTIFICATION, m.PARAMETER_DESCRIPTION, m.COPY_DONE, m.FUNCTION_RESPONSE)
+    (
+        m.DATA_ROW,
+        m.COPY_DATA,
+        m.NOTICE_RESPONSE,
+        m.NOTIFICATION,
+        m.PARAMETER_DESCRIPTION,
+        m.COPY_DONE,
+        m.FUNCTION_RESPONSE,
+    )
 )
 _BODY_STREAMED = frozenset((m.DATA_ROW, m.COPY_DATA))
 

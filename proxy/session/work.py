@@ -123,7 +123,9 @@ def study(frames: list[bytes], statements: Mapping[bytes, Statement], scope: Sco
             work.touches = bool(scope.book.tables)
         if item.plan is not None:
             tables.update(item.plan.tables)
-    work.tables = () if any(plan.touches and not plan.tables for plan in work.plans) else tuple(sorted(tables))
+    work.tables = (
+        () if any(plan.touches and not plan.tables for plan in work.plans) else tuple(sorted(tables))
+    )
     return work
 
 
@@ -135,9 +137,7 @@ def _named(frame: bytes) -> tuple[bytes, bool]:
     return name, target == ord("S")
 
 
-def _decide(
-    item: Item, work: Work, scope: Scope, text: bytes, version: str, oids: tuple[int, ...]
-) -> None:
+def _decide(item: Item, work: Work, scope: Scope, text: bytes, version: str, oids: tuple[int, ...]) -> None:
     side = scope.side_of(version)
     if isinstance(side, Refusal):
         plan = scope.plan(text, "old")

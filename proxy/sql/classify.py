@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from proxy.sql.functions import READ_SAFE, SESSION_STATE, plain_name
+from proxy.sql.functions import READ_SAFE, SESSION_STATE, foreign_operator, plain_name
 from proxy.sql.kinds import Kind, worst
 from proxy.sql.parse import Node, Parsed, Statement
 
@@ -149,6 +149,10 @@ class _Survey:
                 self._target(child, ctes)
             elif key == "FuncCall":
                 self._call(child)
+                self._walk(child, ctes)
+            elif key == "A_Expr":
+                if foreign_operator(child):
+                    self.harmless = False
                 self._walk(child, ctes)
             elif key == "intoClause" or key == "into":
                 self.harmless = False

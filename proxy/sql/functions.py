@@ -8,6 +8,8 @@ the write).
 
 from __future__ import annotations
 
+from typing import Any
+
 
 def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
@@ -82,6 +84,12 @@ SESSION_STATE = frozenset(
 """Functions that leave state behind in the server session (``set_config`` unless its third argument is
 true).
 """
+
+
+def foreign_operator(expression: dict[str, Any]) -> bool:
+    """Whether an A_Expr's operator is written with a schema other than pg_catalog."""
+    name = expression["name"]
+    return len(name) > 1 and name[0]["String"].get("sval") != "pg_catalog"
 
 
 def plain_name(funcname: list[dict[str, dict[str, str]]]) -> str | None:

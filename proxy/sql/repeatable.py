@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from proxy.sql.functions import REPEATABLE, plain_name
+from proxy.sql.functions import REPEATABLE, foreign_operator, plain_name
 from proxy.sql.parse import Node
 
 MAX_EXPRESSION = 512
@@ -19,8 +19,8 @@ MAX_CONSTANT = 8192
 _SHAPES = frozenset(
     {
         "A_ArrayExpr", "A_Const", "A_Expr", "A_Indices", "A_Indirection", "BoolExpr", "BooleanTest",
-        "CaseExpr", "CaseWhen", "CoalesceExpr", "CollateClause", "ColumnRef", "List", "MinMaxExpr", "NullTest",
-        "ParamRef", "RowExpr", "SQLValueFunction", "String", "TypeCast", "TypeName",
+        "CaseExpr", "CaseWhen", "CoalesceExpr", "CollateClause", "ColumnRef", "List", "MinMaxExpr",
+        "NullTest", "ParamRef", "RowExpr", "SQLValueFunction", "String", "TypeCast", "TypeName",
     }
 )  # fmt: skip
 _LEAVES = frozenset({"A_Const", "ColumnRef", "ParamRef", "SQLValueFunction", "String", "TypeName"})
@@ -43,6 +43,8 @@ def _stable(value: Any) -> bool:
     for key, child in value.items():
         if key in _LEAVES:
             continue
+        if key == "A_Expr" and foreign_operator(child):
+            return False
         if key == "FuncCall":
             if plain_name(child["funcname"]) not in REPEATABLE or not child.keys() <= _FUNCTION_FIELDS:
                 return False

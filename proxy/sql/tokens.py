@@ -102,6 +102,13 @@ class Tokens:
                 return -1
         return -1
 
+    def after(self, wanted: str, index: int) -> int:
+        """The index one past the token that ``find`` finds; it must be there."""
+        at = self.find(wanted, index)
+        if at < 0:
+            raise LookupError(f"no {wanted} after token {index}")
+        return at + 1
+
     def item_end(self, index: int) -> int:
         """The index one past the expression (or list item) that starts at ``index``.
 

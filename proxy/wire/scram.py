@@ -109,7 +109,6 @@ class ServerExchange:
         self.done = True
         return frame(AUTHENTICATION, b"\0\0\0\x0c" + final.encode())
 
-
     def _client_first(self, text: str) -> None:
         """Hand the first message to scramp.
 

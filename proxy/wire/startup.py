@@ -142,9 +142,7 @@ def _take_version(options: str) -> tuple[str, str | None]:
         setting, taken = word, 1
         if word == "-c" and index + 1 < len(words):
             setting, taken = words[index + 1], 2
-        elif word.startswith("-c"):
-            setting = word[2:]
-        elif word.startswith("--"):
+        elif word.startswith(("-c", "--")):
             setting = word[2:]
         name, _, value = setting.partition("=")
         if name.strip().lower() == "dualwire.version":

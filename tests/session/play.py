@@ -12,7 +12,8 @@ from proxy.control.hub import RoutingHub
 from proxy.control.routing import Routing
 from proxy.rewrite.model import Column, Direction, LogicalColumn, Mirror, TableModel
 from proxy.rewrite.plan import Plan
-from proxy.session.core import Books, Context, Session
+from proxy.session.context import Books, Context
+from proxy.session.core import Session
 from proxy.session.ports import Target
 from proxy.stats import Stats
 from proxy.wire import messages as m
@@ -107,6 +108,10 @@ class Reads:
         self.sent = 0
         self.enabled = False
         self.covered = 0
+        self.requests = 0
+
+    def request(self) -> None:
+        self.requests += 1
 
     def choose(self, seen: int, current: int | None) -> tuple[int | None, str]:
         return (0, "read_only") if self.covered > seen else (None, "read_your_writes")

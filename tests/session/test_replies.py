@@ -150,7 +150,9 @@ def test_copy_in_of_a_simple_query_keeps_its_reply() -> None:
 
 
 def test_two_errors_in_one_pipeline_meet_their_own_syncs() -> None:
-    queue, _ = _queue(PLAIN_BIND, PLAIN_EXECUTE, PLAIN_SYNC, PLAIN_BIND, PLAIN_EXECUTE, PLAIN_SYNC, PLAIN_QUERY)
+    queue, _ = _queue(
+        PLAIN_BIND, PLAIN_EXECUTE, PLAIN_SYNC, PLAIN_BIND, PLAIN_EXECUTE, PLAIN_SYNC, PLAIN_QUERY
+    )
     stream = ERROR + READY + BOUND + ERROR + READY + DONE + READY
     assert b"".join(queue.feed(stream)) == stream
     assert len(queue) == 0

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.control.routing import Hold, Routing
-from proxy.session.core import REFUSED_TEXT, parse_search_path
+from proxy.session.core import parse_search_path
+from proxy.session.outbox import REFUSED_TEXT
 from proxy.session.ports import Target
 from proxy.wire import messages as m
 from tests.session.play import (
@@ -126,10 +127,10 @@ def test_a_failed_parse_leaves_no_statement_behind() -> None:
     play = Play(routing())
     play.client(parse("SELEC", "s1") + SYNC)
     play.server(ERROR + READY)
-    assert play.session.statements == {}
+    assert play.session.outbox.statements == {}
     play.client(parse("SELECT 1", "s1") + SYNC)
     play.server(PARSED + READY)
-    assert play.session.statements[b"s1"].text == b"SELECT 1"
+    assert play.session.outbox.statements[b"s1"].text == b"SELECT 1"
 
 
 def test_parsing_a_taken_name_again_keeps_the_first_statement() -> None:
@@ -138,7 +139,7 @@ def test_parsing_a_taken_name_again_keeps_the_first_statement() -> None:
     play.server(PARSED + READY)
     play.client(parse("SELECT 2", "s1") + SYNC)
     play.server(ERROR + READY)
-    assert play.session.statements[b"s1"].text == b"SELECT 1"
+    assert play.session.outbox.statements[b"s1"].text == b"SELECT 1"
 
 
 @pytest.mark.parametrize("text", ["DEALLOCATE s1", "DEALLOCATE ALL", "discard all", 'deallocate "s1"'])
@@ -147,7 +148,7 @@ def test_sql_deallocate_is_followed(text: str) -> None:
     play.client(parse("SELECT 1", "s1") + SYNC)
     play.server(PARSED + READY)
     play.client(query(text))
-    assert b"s1" not in play.session.statements
+    assert b"s1" not in play.session.outbox.statements
 
 
 def test_an_epoch_is_left_only_when_its_last_batch_was_answered() -> None:
@@ -189,7 +190,9 @@ def test_a_flip_waits_for_the_end_of_the_transaction() -> None:
     play.client(query("BEGIN"))
     play.server(DONE + IN_TRANSACTION)
     play.hub.publish(routing(1, revision=2, phase="cutover", auto="new", percent=100))
-    assert [text_of(f) for f in play.client(query("SELECT status FROM orders"))] == ["SELECT status FROM orders"]
+    assert [text_of(f) for f in play.client(query("SELECT status FROM orders"))] == [
+        "SELECT status FROM orders"
+    ]
     play.server(DONE + IN_TRANSACTION)
     play.client(query("COMMIT"))
     play.server(DONE + READY)
@@ -283,7 +286,9 @@ def test_after_a_write_reads_stay_on_the_primary_until_a_later_sample_is_replaye
     play.client(query("INSERT INTO t VALUES (1)"))
     play.server(DONE + READY)
     assert len(play.client(query("SELECT 1"))) == 1
+    assert play.reads.requests == 0
     play.server(DONE + READY)
+    assert play.reads.requests == 1
     play.reads.covered = 9
     assert len(play.client(query("SELECT 1"))) == 1
     play.server(DONE + READY)

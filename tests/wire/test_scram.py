@@ -44,14 +44,22 @@ def test_a_server_that_does_not_know_the_verifier_is_found_out() -> None:
 
 @pytest.mark.parametrize(
     "payload",
-    [b"", b"x", b"SCRAM-SHA-256\0\0\0\0\x05abcde", b"SCRAM-SHA-1\0\0\0\0\0", b"SCRAM-SHA-256\0\xff\xff\xff\xffn,,n=,r="],
+    [
+        b"",
+        b"x",
+        b"SCRAM-SHA-256\0\0\0\0\x05abcde",
+        b"SCRAM-SHA-1\0\0\0\0\0",
+        b"SCRAM-SHA-256\0\xff\xff\xff\xffn,,n=,r=",
+    ],
 )
 def test_malformed_first_messages_fail_cleanly(payload: bytes) -> None:
     with pytest.raises(AuthenticationFailed):
         ServerExchange(Verifier.from_password("x")).respond(m.frame(m.PASSWORD, payload))
 
 
-@pytest.mark.parametrize("text", ["", "md5abc", "SCRAM-SHA-256$4096:!$a:b", "SCRAM-SHA-256$4096:YWJj$YQ==:YQ=="])
+@pytest.mark.parametrize(
+    "text", ["", "md5abc", "SCRAM-SHA-256$4096:!$a:b", "SCRAM-SHA-256$4096:YWJj$YQ==:YQ=="]
+)
 def test_what_is_no_verifier_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="verifier"):
         Verifier.parse(text)

@@ -1,0 +1,82 @@
+"""Notices when somebody else changes a migrated table: what the catalog said after the last step, compared now."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import asyncpg
+
+from migrator.catalog import find_table, read_table
+from migrator.design import Design
+from migrator.errors import Refused
+
+_OWN_INDEX = "_dualwire_index_"
+
+
+async def snapshot(conn: asyncpg.Connection, design: Design) -> dict[str, Any]:
+    """What matters of the migrated tables."""
+    result: dict[str, Any] = {}
+    for table in design.tables:
+        if await find_table(conn, table.schema_name, table.name) != table.oid:
+            result[table.label] = None
+            continue
+        catalog = await read_table(conn, table.oid)
+        result[table.label] = {
+            "columns": {
+                c.name: [c.type_full, c.not_null, c.default, c.identity, c.generated, c.collation]
+                for c in catalog.columns
+            },
+            "constraints": {c.name: [c.definition, c.validated] for c in catalog.constraints},
+            "indexes": {
+                i.name: [i.definition, i.valid] for i in catalog.indexes if not i.name.startswith(_OWN_INDEX)
+            },
+            "triggers": {t.name: [t.definition, t.enabled] for t in catalog.triggers},
+        }
+    return json.loads(json.dumps(result))  # type: ignore[no-any-return]
+
+
+async def remember(conn: asyncpg.Connection, migration: int, design: Design) -> None:
+    """Store the present state as the expected one."""
+    await conn.execute(
+        "UPDATE dualwire.migration SET catalog = $2 WHERE id = $1",
+        migration,
+        json.dumps(await snapshot(conn, design)),
+    )
+
+
+def differences(expected: dict[str, Any] | None, actual: dict[str, Any]) -> list[str]:
+    """What changed, in words."""
+    if expected is None:
+        return []
+    found = []
+    for label, before in expected.items():
+        after = actual.get(label)
+        if before is None or after is None:
+            if before != after:
+                found.append(f"{label} was {'dropped or replaced' if after is None else 'created'}")
+            continue
+        for kind in ("columns", "constraints", "indexes", "triggers"):
+            one = kind.removesuffix("s").removesuffix("e") if kind == "indexes" else kind.removesuffix("s")
+            for name in sorted(before[kind].keys() | after[kind].keys()):
+                old, new = before[kind].get(name), after[kind].get(name)
+                if old == new:
+                    continue
+                if old is None:
+                    found.append(f"{label}: {one} {name} is new")
+                elif new is None:
+                    found.append(f"{label}: {one} {name} is gone")
+                else:
+                    found.append(f"{label}: {one} {name} changed from {old} to {new}")
+    return found
+
+
+async def check(conn: asyncpg.Connection, expected: dict[str, Any] | None, design: Design) -> None:
+    """Refuse to go on over somebody else's DDL."""
+    found = differences(expected, await snapshot(conn, design))
+    if found:
+        raise Refused(
+            "a migrated table was changed by somebody else: " + "; ".join(found[:10]),
+            hint="Undo the change, or accept it with `dualwire drift --accept`; then run the same command again.",
+            data={"drift": found},
+        )

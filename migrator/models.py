@@ -1,0 +1,117 @@
+"""The tables of a routing state, as sidecars know them, built from the catalog of the moment."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, cast
+
+import asyncpg
+
+from migrator.catalog import CatalogTable, find_table, read_table, shadows
+from migrator.design import DirectionDesign, TableDesign
+from migrator.sqltext import MARK
+from proxy.rewrite.model import Column, Direction, LogicalColumn, Mirror, TableModel
+
+Order = Sequence[tuple[str, str]]
+
+
+def _columns(table: CatalogTable) -> tuple[Column, ...]:
+    return tuple(
+        Column(
+            name=c.name,
+            type=c.type,
+            type_full=c.type_full,
+            not_null=c.not_null,
+            default=c.default,
+            default_kind=c.default_kind,
+            identity=cast(Literal["", "a", "d"], c.identity),
+            generated=bool(c.generated),
+        )
+        for c in table.columns
+    )
+
+
+def _direction(design: DirectionDesign) -> Direction:
+    return Direction(
+        mirrors=tuple(
+            Mirror(target=m.target, function=m.function, sources=tuple(m.value.sources), total=m.value.total)
+            for m in design.mirrors
+        ),
+        ok_function=design.ok,
+        ok_sources=tuple(design.ok_sources),
+    )
+
+
+async def _model(
+    conn: asyncpg.Connection,
+    oid: int,
+    old: Order,
+    new: Order,
+    *,
+    up: Direction | None = None,
+    down: Direction | None = None,
+    mark: str | None = None,
+) -> TableModel:
+    table = await read_table(conn, oid)
+    return TableModel(
+        schema=table.schema_name,
+        name=table.name,
+        oid=oid,
+        columns=_columns(table),
+        primary_key=tuple(table.primary_key),
+        old=tuple(LogicalColumn(*pair) for pair in old),
+        new=tuple(LogicalColumn(*pair) for pair in new),
+        up=up or Direction(),
+        down=down or Direction(),
+        mark=mark,
+        shadows=tuple(await shadows(conn, oid)),
+    )
+
+
+async def frozen(conn: asyncpg.Connection, table: TableDesign) -> TableModel:
+    """The old version's columns and nothing else: before expand, and while a rollback is under way."""
+    return await _model(conn, table.oid, table.old, table.old)
+
+
+async def mirrored(conn: asyncpg.Connection, table: TableDesign) -> TableModel:
+    """Both versions with all mirrors: from expanded until closed."""
+    return await _model(
+        conn,
+        table.oid,
+        table.old,
+        table.new,
+        up=_direction(table.up),
+        down=_direction(table.down),
+        mark=MARK if table.mark else None,
+    )
+
+
+async def closed(conn: asyncpg.Connection, table: TableDesign) -> TableModel:
+    """The new version only, still under the physical names of the migration."""
+    return await _model(conn, table.oid, table.new, table.new)
+
+
+async def settled(conn: asyncpg.Connection, oid: int, order: Order) -> TableModel | None:
+    """A table outside of any migration; None where its columns need no rule."""
+    table = await read_table(conn, oid)
+    if [(c.name, c.name) for c in table.columns] == [tuple(pair) for pair in order]:
+        return None
+    return await _model(conn, oid, order, order)
+
+
+async def untouched(
+    conn: asyncpg.Connection, tables: Sequence[TableModel], design_oids: set[int]
+) -> tuple[TableModel, ...]:
+    """Published tables that a migration does not touch, with their catalog read again."""
+    from migrator.designer import logical_order
+
+    kept = []
+    for model in tables:
+        if model.oid in design_oids or await find_table(conn, model.schema, model.name) != model.oid:
+            continue
+        catalog = await read_table(conn, model.oid)
+        order = logical_order(catalog, [(c.name, c.column) for c in model.new])
+        fresh = await settled(conn, model.oid, order)
+        if fresh is not None:
+            kept.append(fresh)
+    return tuple(kept)

@@ -1,0 +1,1 @@
+"""What leads from one phase to the next: one module each. ``migrator.engine`` calls them in order."""

@@ -1,0 +1,295 @@
+"""expanded → backfilled: every row that has no mark yet gets the new shape, in keyset batches over the primary key.
+
+A batch is one UPDATE of unmarked rows between two keys; it recomputes from the row as it is, so a concurrent write
+wins. Its checkpoint commits with it. The batch size follows the time a batch takes; between batches the backfill
+rests for replicas that lag, for the configured share of time, and while it is paused. A batch that meets a locked
+row gives up soon, so that it never makes others wait for the rows it has already locked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass, replace
+
+import asyncpg
+
+from migrator.control import store
+from migrator.design import TableDesign
+from migrator.phases.context import Context
+from migrator.progress import duration
+from migrator.sqltext import MARK, ident, names, row
+
+MIN_ROWS, MAX_ROWS, FIRST_ROWS = 50, 100_000, 1_000
+ROW_LOCK_TIMEOUT_MS = 400
+LAG_INTERVAL = 0.5
+
+
+async def run(ctx: Context) -> None:
+    """Backfill all tables, then build the new shape's indexes."""
+    await ctx.wait_acks()
+    for table in ctx.design.mirrored:
+        await _Backfill(ctx, table).run()
+    for table in ctx.design.tables:
+        await _indexes(ctx, table)
+        await _native(ctx, table)
+    async with ctx.session.transaction() as conn:
+        await ctx.publish(conn, lambda r: replace(r, phase="backfilled"), None, epoch=False)
+        await ctx.finish_phase(conn, "backfilled")
+
+
+def update_statement(table: TableDesign) -> str:
+    """One batch: ``{range}`` is filled with the key condition."""
+    sets = [f"{ident(m.target)} = {m.computed('t.')}" for m in table.up.mirrors]
+    mark = "1::smallint"
+    if table.up.ok is not None:
+        mark = f"CASE WHEN {table.up.ok}({names(table.up.ok_sources, 't.')}) THEN 1::smallint END"
+    sets.append(f"{ident(MARK)} = {mark}")
+    return f"UPDATE {table.sql} AS t SET {', '.join(sets)} WHERE {{range}} AND t.{ident(MARK)} IS NULL"
+
+
+def key_range(table: TableDesign, after: bool, upto: bool, prefix: str = "t.") -> str:
+    """A key condition; parameters are texts, first those of ``after``, then those of ``upto``."""
+    key = row(table.key_names, prefix)
+    parts, number = [], 1
+    for wanted, operator in ((after, ">"), (upto, "<=")):
+        if wanted:
+            values = [f"CAST(${number + i}::text AS {k.type})" for i, k in enumerate(table.key)]
+            number += len(values)
+            parts.append(f"{key} {operator} " + (values[0] if len(values) == 1 else f"({', '.join(values)})"))
+    return " AND ".join(parts) if parts else "true"
+
+
+async def upper_key(
+    conn: asyncpg.Connection, table: TableDesign, after: list[str] | None, rows: int
+) -> list[str] | None:
+    """The key that ends a chunk of so many rows; None if fewer are left."""
+    texts = ", ".join(f"t.{ident(k)}::text" for k in table.key_names)
+    record = await conn.fetchrow(
+        f"SELECT {texts} FROM {table.sql} AS t WHERE {key_range(table, after is not None, False)}"
+        f" ORDER BY {names(table.key_names, 't.')} OFFSET {rows - 1} LIMIT 1",
+        *(after or []),
+    )
+    return None if record is None else [str(v) for v in record]
+
+
+@dataclass(slots=True)
+class _Pace:
+    """Batch size by time, and the rate for the status line."""
+
+    rows: int
+    fixed: bool
+    target: float
+    rate: float = 0.0
+
+    def note(self, seconds: float, scanned: int) -> None:
+        """After a batch: follow the target, by at most a factor of two."""
+        if seconds > 0 and scanned:
+            now = scanned / seconds
+            self.rate = now if self.rate == 0 else 0.8 * self.rate + 0.2 * now
+        if not self.fixed:
+            factor = max(0.5, min(2.0, self.target / max(seconds, 1e-4)))
+            self.rows = int(max(MIN_ROWS, min(MAX_ROWS, self.rows * factor)))
+
+    def shrink(self) -> None:
+        """A batch met a locked row."""
+        if not self.fixed:
+            self.rows = max(MIN_ROWS, self.rows // 2)
+
+
+class _Backfill:
+    """The backfill of one table."""
+
+    def __init__(self, ctx: Context, table: TableDesign) -> None:
+        self.ctx = ctx
+        self.table = table
+        options = ctx.options.backfill
+        self.pace = _Pace(
+            options.batch_rows or FIRST_ROWS, options.batch_rows is not None, options.target_ms / 1000
+        )
+        self.update = update_statement(table)
+        self.position: list[str] | None = None
+        self.done = 0
+        self.total = 0
+        self.throttle = ""
+        self._lag_checked = 0.0
+
+    async def run(self) -> None:
+        """From the checkpoint to the end of the table."""
+        if not await self._resume():
+            return
+        while not await self._batch():
+            await self._rest()
+        self.ctx.progress.settle()
+        self.ctx.progress.line(f"backfilled {self.table.label}: {self.done} rows")
+
+    async def _resume(self) -> bool:
+        """Read or make the checkpoint; False if the table is done."""
+        async with self.ctx.session.transaction() as conn:
+            record = await conn.fetchrow(
+                "INSERT INTO dualwire.backfill AS b (migration, table_name, rows_total)"
+                " VALUES ($1, $2, (SELECT greatest(c.reltuples, 0)::bigint FROM pg_class c WHERE oid = $3))"
+                " ON CONFLICT (migration, table_name) DO UPDATE SET throttle = ''"
+                " RETURNING position, rows_done, rows_total, finished_at, batch_rows",
+                self.ctx.row.id,
+                self.table.label,
+                self.table.oid,
+            )
+        if record["finished_at"] is not None:
+            return False
+        self.position = record["position"]
+        self.done, self.total = record["rows_done"], record["rows_total"]
+        if self.position is not None:
+            if record["batch_rows"] and not self.pace.fixed:
+                self.pace.rows = record["batch_rows"]
+            self.ctx.progress.line(
+                f"backfill of {self.table.label} goes on after key {', '.join(self.position)}"
+                f" ({self.done} rows done)"
+            )
+        return True
+
+    async def _batch(self) -> bool:
+        """One batch in one transaction; whether it was the last."""
+        began = time.monotonic()
+        try:
+            async with self.ctx.session.transaction() as conn:
+                await conn.execute(f"SET LOCAL lock_timeout = '{ROW_LOCK_TIMEOUT_MS}ms'")
+                if self.table.suppress_triggers:
+                    await conn.execute("SET LOCAL session_replication_role = 'replica'")
+                upper = await upper_key(conn, self.table, self.position, self.pace.rows)
+                condition = key_range(self.table, self.position is not None, upper is not None)
+                arguments = [*(self.position or []), *(upper or [])]
+                tag = await conn.execute(self.update.format(range=condition), *arguments)
+                updated = int(tag.rsplit(" ", 1)[1])
+                seconds = time.monotonic() - began
+                self.pace.note(seconds, self.pace.rows if upper is not None else updated)
+                self.position = upper if upper is not None else self.position
+                self.done += self.pace.rows if upper is not None else updated
+                await conn.execute(
+                    "UPDATE dualwire.backfill SET position = $3, rows_done = $4, rate = $5, batch_rows = $6,"
+                    " throttle = $7, updated_at = clock_timestamp(),"
+                    " finished_at = CASE WHEN $8 THEN clock_timestamp() END"
+                    " WHERE migration = $1 AND table_name = $2",
+                    self.ctx.row.id,
+                    self.table.label,
+                    self.position,
+                    self.done,
+                    self.pace.rate,
+                    self.pace.rows,
+                    self.throttle,
+                    upper is None,
+                )
+        except (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError):
+            self.pace.shrink()
+            await self._reread()
+            await self._waiting("a row is locked by a long transaction")
+            await asyncio.sleep(0.1)
+            return False
+        self._show()
+        return upper is None
+
+    async def _reread(self) -> None:
+        """After a batch that was rolled back: what is true stands in the database."""
+        record = await self.ctx.conn.fetchrow(
+            "SELECT position, rows_done FROM dualwire.backfill WHERE migration = $1 AND table_name = $2",
+            self.ctx.row.id,
+            self.table.label,
+        )
+        self.position, self.done = record["position"], record["rows_done"]
+
+    async def _rest(self) -> None:
+        """Between batches: pause, lag, configured rest."""
+        options = self.ctx.options.backfill
+        while await self.ctx.conn.fetchval(
+            "SELECT paused FROM dualwire.migration WHERE id = $1", self.ctx.row.id
+        ):
+            await self._waiting("paused; `dualwire resume` goes on")
+            await asyncio.sleep(0.2)
+        while time.monotonic() - self._lag_checked >= LAG_INTERVAL:
+            lag = await replica_lag(self.ctx.conn)
+            if lag <= options.max_lag:
+                self._lag_checked = time.monotonic()
+                break
+            await self._waiting(f"a replica is {lag:.1f} s behind (limit {options.max_lag:g} s)")
+            await asyncio.sleep(0.2)
+        rest = 0.0
+        if options.throttle > 0:
+            share = min(options.throttle, 0.95)
+            rest = self.pace.target * share / (1 - share)
+        if options.max_rate and self.pace.rate > options.max_rate:
+            rest = max(rest, self.pace.rows / options.max_rate - self.pace.rows / self.pace.rate)
+        if rest > 0:
+            self.throttle = f"resting {rest * 1000:.0f} ms after each batch"
+            await asyncio.sleep(rest)
+        elif self.throttle:
+            self.throttle = ""
+
+    async def _waiting(self, reason: str) -> None:
+        if reason != self.throttle:
+            self.throttle = reason
+            await self.ctx.conn.execute(
+                "UPDATE dualwire.backfill SET throttle = $3, updated_at = clock_timestamp()"
+                " WHERE migration = $1 AND table_name = $2",
+                self.ctx.row.id,
+                self.table.label,
+                reason,
+            )
+        self._show()
+
+    def _show(self) -> None:
+        total = max(self.total, self.done)
+        share = 100 * self.done / total if total else 100.0
+        eta = (total - self.done) / self.pace.rate if self.pace.rate > 0 else 0.0
+        text = (
+            f"backfill {self.table.label}: {self.done}/{total} rows ({share:.0f} %), {self.pace.rate:.0f} rows/s,"
+            f" batch {self.pace.rows}, ETA {duration(eta)}"
+        )
+        self.ctx.progress.wait(text + (f"; throttled: {self.throttle}" if self.throttle else ""))
+
+
+async def replica_lag(conn: asyncpg.Connection) -> float:
+    """Seconds that the slowest streaming replica is behind in replay."""
+    value = await conn.fetchval(
+        "SELECT max(extract(epoch FROM replay_lag))::float8 FROM pg_stat_replication"
+        " WHERE state = 'streaming' AND pg_wal_lsn_diff(sent_lsn, replay_lsn) > 0"
+    )
+    return float(value or 0.0)
+
+
+async def _indexes(ctx: Context, table: TableDesign) -> None:
+    """CONCURRENTLY cannot stand in a transaction: intent, look at the catalog, build, done."""
+    for index in table.indexes:
+        step = f"index {index.name}"
+        if await store.step_state(ctx.conn, ctx.row.id, step) == "done":
+            continue
+        async with ctx.session.transaction() as conn:
+            await store.step_intent(conn, ctx.row.id, step, [index.create])
+        valid = await ctx.conn.fetchval(
+            "SELECT i.indisvalid FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid"
+            " JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = $1 AND c.relname = $2",
+            table.schema_name,
+            index.name,
+        )
+        if valid is False:
+            await ctx.conn.execute(
+                f"DROP INDEX CONCURRENTLY IF EXISTS {ident(table.schema_name)}.{ident(index.name)}"
+            )
+        if not valid:
+            ctx.progress.wait(f"building index {index.final} for the new shape of {table.label}")
+            await ctx.conn.execute(index.create)
+        async with ctx.session.transaction() as conn:
+            await store.step_done(conn, ctx.row.id, step, [index.create])
+        ctx.progress.settle()
+
+
+async def _native(ctx: Context, table: TableDesign) -> None:
+    """Constraints of added columns that bind from the start are validated here."""
+    if not table.native_validate:
+        return
+    step = f"validate {table.label}"
+    if await store.step_state(ctx.conn, ctx.row.id, step) == "done":
+        return
+    async with ctx.session.transaction() as conn:
+        for statement in table.native_validate:
+            await conn.execute(statement)
+        await store.step_done(conn, ctx.row.id, step, table.native_validate)

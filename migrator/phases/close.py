@@ -1,0 +1,126 @@
+"""cutover → closed: the point of no return. The old version is no longer served, dual writes end.
+
+Order: checks, verification under the present epoch; then, in one transaction, old constraints that new speakers
+cannot meet are relaxed and the closed state is published. The guard goes only when all sidecars have acknowledged;
+in its place a fence refuses writes to old columns, which nothing would carry over any more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import asyncpg
+
+from migrator import drift, models
+from migrator.control import acks, publish, store
+from migrator.errors import Refused
+from migrator.locks import with_tables_locked
+from migrator.phases import verify
+from migrator.phases.context import Context
+from migrator.progress import duration
+
+
+async def check(ctx: Context, retention: timedelta) -> None:
+    """Everything that must be true before the point of no return."""
+    phase = ctx.row.phase
+    if phase in {"planned", "prepared", "expanded", "backfilled"}:
+        raise Refused(
+            f"the migration is in phase {phase}: it can be completed only after verify and cutover",
+            hint="Run `dualwire verify`, then `dualwire cutover`."
+            if phase == "backfilled"
+            else "Run `dualwire start` again, then `dualwire cutover`.",
+        )
+    routing = await publish.current(ctx.conn)
+    if phase == "verified" or routing.auto != "new" or routing.percent != 100:
+        raise Refused(
+            f"cutover is at {routing.percent if routing.auto == 'new' else 0} %, not at 100 %",
+            hint="Run `dualwire cutover` first.",
+        )
+    assert ctx.row.cutover_at is not None
+    left = ctx.row.cutover_at + retention - datetime.now(UTC)
+    if left > timedelta(0):
+        raise Refused(
+            f"retention: {duration(left.total_seconds())} of {duration(retention.total_seconds())} remain in"
+            " which a rollback is possible",
+            hint="Run `dualwire complete` later, or `dualwire complete --retention 0` now.",
+            data={"remaining_seconds": int(left.total_seconds()) + 1},
+        )
+    await _old_clients(ctx)
+
+
+async def _old_clients(ctx: Context) -> None:
+    speaking = await acks.clients_on_old(ctx.conn)
+    if speaking:
+        said = ", ".join(f"{s['service']} ({s['clients']})" for s in speaking)
+        raise Refused(
+            f"clients still speak the old version: {said}",
+            hint="Deploy code for the new version there (schema_version), then run the command again.",
+            data={"services": speaking},
+        )
+
+
+async def run(ctx: Context) -> None:
+    """Close. ``check`` has passed."""
+    await ctx.wait_acks()
+    result = await verify.verify(ctx)
+    if not result.clean:
+        raise verify.failure(result)
+    await _old_clients(ctx)
+
+    async def step(conn: asyncpg.Connection) -> None:
+        for table in ctx.design.tables:
+            for statement in table.relax:
+                await conn.execute(statement)
+        tables = [await models.closed(conn, t) for t in ctx.design.tables]
+        await ctx.publish(
+            conn,
+            lambda r: replace(
+                r,
+                phase="closed",
+                serves_old=False,
+                serves_new=True,
+                auto="new",
+                percent=100,
+                dual_write=False,
+            ),
+            tables,
+            epoch=True,
+        )
+        await store.step_done(conn, ctx.row.id, "close", [s for t in ctx.design.tables for s in t.relax])
+        await ctx.finish_phase(conn, "closed")
+
+    await with_tables_locked(
+        ctx.session, ctx.tables, step, what="close", options=ctx.options.lock, progress=ctx.progress
+    )
+
+
+async def settle(ctx: Context) -> None:
+    """After closed is published: the guard goes, strict constraints come and are validated."""
+    await ctx.wait_acks()
+    await _step(ctx, "strict", [s for t in ctx.design.tables for s in t.strict], lock=True)
+    for table in ctx.design.tables:
+        await _step(ctx, f"validate {table.label} strictly", table.validate_strict, lock=False)
+
+
+async def _step(ctx: Context, name: str, statements: Sequence[str], *, lock: bool) -> None:
+    if await store.step_state(ctx.conn, ctx.row.id, name) == "done":
+        return
+
+    async def step(conn: asyncpg.Connection) -> None:
+        for statement in statements:
+            await conn.execute(statement)
+        await conn.execute("SET LOCAL search_path = pg_catalog")
+        await store.step_done(conn, ctx.row.id, name, statements)
+        await drift.remember(conn, ctx.row.id, ctx.design)
+
+    await with_tables_locked(
+        ctx.session,
+        ctx.tables if lock else [],
+        step,
+        what=name,
+        options=ctx.options.lock,
+        progress=ctx.progress,
+    )
+    await ctx.reload()

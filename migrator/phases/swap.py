@@ -1,0 +1,172 @@
+"""closed → completed: sidecars hold their statements, old columns go, new ones get their names, all in one step.
+
+A name gets another meaning here and reads cannot be fenced, so the transaction locks every sidecar's row and checks
+that each live one still holds. A sidecar lets its statements go only by updating its own row, so it waits for the
+outcome. Where the locks do not come in time, the hold is released with the old routing and everything is tried again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+import asyncpg
+
+from migrator import models
+from migrator.control import acks, publish, store
+from migrator.errors import DualwireError, NotObtained, from_postgres
+from migrator.locks import with_tables_locked
+from migrator.phases.context import Context
+from migrator.sqltext import qualified
+from proxy.control.routing import Hold, Routing
+
+
+class _NotHeld(Exception):
+    """A sidecar had let go when its row was locked."""
+
+
+async def run(ctx: Context) -> None:
+    """Swap, with bounded attempts."""
+    attempts = ctx.options.swap_attempts
+    for attempt in range(1, attempts + 1):
+        # A hold that a killed migrator left would be taken for this one.
+        await _release(ctx)
+        await ctx.wait_acks()
+        try:
+            await _attempt(ctx)
+            break
+        except (_NotHeld, NotObtained) as error:
+            await _release(ctx)
+            if attempt == attempts:
+                if isinstance(error, NotObtained):
+                    raise
+                raise NotObtained(
+                    "a sidecar let its statements go before the swap was done",
+                    hint="Run the same command again; see `dualwire status` for slow sidecars.",
+                ) from None
+            ctx.progress.wait(f"swap: attempt {attempt} of {attempts} failed: {error}")
+            await asyncio.sleep(min(3.0, 0.2 * attempt))
+        except DualwireError:
+            await _release(ctx)
+            raise
+        except asyncpg.PostgresError as error:
+            await _release(ctx)
+            raise from_postgres(error, "swap") from error
+    await ctx.wait_acks()
+    ctx.progress.settle()
+
+
+async def finish(ctx: Context) -> None:
+    """``sql`` operations with onComplete; each is recorded and runs once."""
+    for number, operation in enumerate(ctx.design.sql):
+        step = f"on complete {number}"
+        if not operation.on_complete or await store.step_state(ctx.conn, ctx.row.id, step) == "done":
+            continue
+        async with ctx.session.transaction() as conn:
+            schema = ctx.design.schema_name.replace('"', '""')
+            await conn.execute(f'SET LOCAL search_path = "{schema}", pg_catalog')
+            try:
+                await conn.execute(operation.up)
+            except asyncpg.PostgresError as error:
+                raise from_postgres(error, step) from error
+            await conn.execute("SET LOCAL search_path = pg_catalog")
+            await store.step_done(conn, ctx.row.id, step, [operation.up])
+
+
+def needs_hold(ctx: Context) -> bool:
+    """Whether any name changes its meaning."""
+    return any(t.old != t.new or t.columns for t in ctx.design.tables)
+
+
+async def _attempt(ctx: Context) -> None:
+    hold: int | None = None
+    if needs_hold(ctx):
+        async with ctx.session.transaction() as conn:
+            hold = (await publish.current(conn)).revision + 1
+            wanted = Hold(hold, tuple(t.label for t in ctx.design.tables), ctx.options.hold_seconds)
+            await ctx.publish(conn, lambda r: replace(r, hold=wanted), None, epoch=False)
+        await acks.wait_held(ctx.conn, hold, ctx.progress, ctx.options.hold_seconds)
+
+    async def step(conn: asyncpg.Connection) -> None:
+        if hold is not None:
+            await _check_held(conn, hold)
+        statements = [s for t in ctx.design.tables for s in t.swap]
+        for statement in statements:
+            await conn.execute(statement)
+        await _name_not_nulls(ctx, conn)
+        cleanup = [s for t in ctx.design.tables for s in t.cleanup] + ctx.design.epilogue
+        for statement in cleanup:
+            await conn.execute(statement)
+        tables = [await models.settled(conn, t.oid, t.final) for t in ctx.design.tables]
+        await ctx.publish(conn, _completed, [t for t in tables if t is not None], epoch=True)
+        await store.step_done(conn, ctx.row.id, "swap", [*statements, *cleanup])
+        await ctx.finish_phase(conn, "completed")
+
+    await with_tables_locked(
+        ctx.session,
+        ctx.tables,
+        step,
+        what="swap",
+        options=ctx.options.lock,
+        progress=ctx.progress,
+        drain=False,
+        attempts=3,
+    )
+
+
+def _completed(routing: Routing) -> Routing:
+    assert routing.new is not None
+    return replace(
+        routing,
+        migration=None,
+        phase=None,
+        old=routing.new,
+        new=None,
+        serves_old=True,
+        serves_new=False,
+        auto="old",
+        percent=0,
+        dual_write=False,
+        hold=None,
+    )
+
+
+async def _check_held(conn: asyncpg.Connection, hold: int) -> None:
+    rows = await conn.fetch(
+        "SELECT id, held, hold_id, lease_until > clock_timestamp() AS live FROM dualwire.sidecar"
+        " ORDER BY id FOR UPDATE"
+    )
+    for row in rows:
+        if row["live"] and not (row["held"] and row["hold_id"] == hold):
+            raise _NotHeld(f"sidecar {row['id']} does not hold")
+
+
+async def _release(ctx: Context) -> None:
+    async with ctx.session.transaction() as conn:
+        if (await publish.current(conn)).hold is not None:
+            await ctx.publish(conn, lambda r: replace(r, hold=None), None, epoch=False)
+
+
+async def _name_not_nulls(ctx: Context, conn: asyncpg.Connection) -> None:
+    """From PostgreSQL 18 on, NOT NULL constraints have names made of the column's: let them follow its new one."""
+    for table in ctx.design.tables:
+        rows = await conn.fetch(
+            "SELECT o.conname, a.attname FROM pg_constraint o JOIN pg_attribute a"
+            " ON a.attrelid = o.conrelid AND a.attnum = o.conkey[1]"
+            " WHERE o.conrelid = $1 AND o.contype = 'n' AND o.conname LIKE '%\\_dualwire\\_%'",
+            table.oid,
+        )
+        for row in rows:
+            wanted = f"{table.name}_{row['attname']}_not_null"
+            taken = await conn.fetchval(
+                "SELECT count(*) FROM pg_constraint WHERE conrelid = $1 AND conname = $2", table.oid, wanted
+            )
+            if not taken and len(wanted.encode()) <= 63:
+                await conn.execute(
+                    f"ALTER TABLE {qualified(table.schema_name, table.name)}"
+                    f" RENAME CONSTRAINT {_quoted(row['conname'])} TO {_quoted(wanted)}"
+                )
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'

@@ -1,0 +1,67 @@
+"""What the sessions of one database share: the hub, the reads, the plans of the current term.
+
+A :class:`Context` is made for each session, because it carries that session's prober; the rest of it is common.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from proxy.session.book import PlanBook
+from proxy.session.ports import HubView, Prober, Reads, RoutingView, Target
+from proxy.stats import Stats
+
+
+class Books:
+    """The plan books in use: one for each setting of a sidecar's own dual-write switch, for the current term."""
+
+    __slots__ = ("_books", "_serial", "_stats")
+
+    def __init__(self, stats: Stats) -> None:
+        self._stats = stats
+        self._serial = -1
+        self._books: dict[bool, PlanBook] = {}
+
+    def get(self, term: Any, dual_write: bool) -> PlanBook:
+        """The book of that term; those of earlier terms are dropped."""
+        if term.serial != self._serial:
+            self._serial = term.serial
+            self._books = {}
+        book = self._books.get(dual_write)
+        if book is None:
+            routing: RoutingView = term.routing
+            book = PlanBook(
+                term.serial, tuple(routing.tables), routing.dual_write and dual_write, self._stats
+            )
+            self._books[dual_write] = book
+        return book
+
+
+@dataclass(slots=True)
+class Context:
+    """What the sessions of one database share, and one session's prober."""
+
+    hub: HubView
+    reads: Reads
+    prober: Prober
+    stats: Stats
+    clock: Callable[[], float]
+    books: Books
+    dual_write_enabled: bool = True
+
+    def book(self) -> PlanBook:
+        """The plans of the current term."""
+        return self.books.get(self.hub.term, self.dual_write_enabled)
+
+
+@dataclass(slots=True)
+class Flight:
+    """A batch whose ReadyForQuery has not come yet."""
+
+    term: Any
+    target: Target
+    started: float
+    settings: tuple[tuple[str, str | None], ...] = ()
+    failed: bool = False
