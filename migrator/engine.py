@@ -176,10 +176,10 @@ async def enter(
         row = await store.insert(conn, design, migration.checksum, migration.document)
         await store.event(conn, "start", row.id, {"findings": [f.model_dump() for f in design.findings]})
         await drift.remember(conn, row.id, design)
-    await_row = await store.active(conn)
-    assert await_row is not None
     progress.line(f"migration {row.name} planned")
-    return Context(session, await_row, progress, options)
+    ctx = Context(session, row, progress, options)
+    await ctx.reload()
+    return ctx
 
 
 async def advance(ctx: Context, until: Phase) -> None:
@@ -195,7 +195,9 @@ async def advance(ctx: Context, until: Phase) -> None:
         await ctx.wait_acks()
 
 
-async def start(session: Session, path: Path, schema: str, until: Phase, progress: Progress, options: Options) -> Outcome:
+async def start(
+    session: Session, path: Path, schema: str, until: Phase, progress: Progress, options: Options
+) -> Outcome:
     """``dualwire start``: begin or continue."""
     entered = await enter(session, path, schema, progress, options)
     if isinstance(entered, MigrationRow):
@@ -254,7 +256,7 @@ async def complete(ctx: Context, retention: timedelta) -> Outcome:
     await ctx.reload()
     await ctx.check_drift()
     await swap.run(ctx)
+    await swap.finish(ctx)
     await ctx.reload()
     ctx.progress.line(f"{ctx.row.name}: closed -> completed")
-    await swap.finish(ctx)
     return Outcome(ctx.row.name, ctx.row.phase, {})

@@ -30,7 +30,9 @@ async def judge_server(conn: asyncpg.Connection, design: Design) -> list[Finding
     findings: list[Finding] = []
     version = int(await conn.fetchval("SELECT current_setting('server_version_num')::int"))
     if version < MINIMUM_VERSION:
-        findings.append(error("server_version", f"PostgreSQL {version // 10000} is too old: 15 or newer is needed"))
+        findings.append(
+            error("server_version", f"PostgreSQL {version // 10000} is too old: 15 or newer is needed")
+        )
     prepared = await conn.fetchval(
         "SELECT count(*) FROM pg_prepared_xacts WHERE database = current_database()"
     )

@@ -1,1 +1,1 @@
-"""placeholder."""
+"""The command ``dualwire``: parsing, printing, exit codes. What commands do stands in ``migrator.engine``."""

@@ -47,7 +47,9 @@ async def run(ctx: Context, *, accept_loss: bool) -> dict[str, Any]:
     if reached(phase, "closed"):
         raise Refused(
             f"a migration in phase {phase} cannot be rolled back",
-            hint="Write a migration that changes it back." if phase == "completed" else "Run `dualwire complete`.",
+            hint="Write a migration that changes it back."
+            if phase == "completed"
+            else "Run `dualwire complete`.",
         )
     expanded = reached(phase, "expanded")
     lost: list[dict[str, Any]] = []
@@ -104,9 +106,9 @@ async def losses(ctx: Context) -> list[dict[str, Any]]:
 
 def _loss_condition(table: TableDesign) -> str | None:
     parts = []
-    differs = [
-        f"t.{ident(m.target)} IS DISTINCT FROM {m.computed('t.')}" for m in table.up.reproducible
-    ] + ["true" for m in table.up.mirrors if m.value.volatility == "volatile"]
+    differs = [f"t.{ident(m.target)} IS DISTINCT FROM {m.computed('t.')}" for m in table.up.reproducible] + [
+        "true" for m in table.up.mirrors if m.value.volatility == "volatile"
+    ]
     if table.mark and differs:
         parts.append(f"(t.{ident(MARK)} >= 3 AND ({' OR '.join(differs)}))")
     for column in table.columns:

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import asyncpg
 
-from migrator import models
+from migrator import drift, models
 from migrator.control import acks, publish, store
 from migrator.errors import DualwireError, NotObtained, from_postgres
 from migrator.locks import with_tables_locked
@@ -27,6 +27,9 @@ class _NotHeld(Exception):
 
 async def run(ctx: Context) -> None:
     """Swap, with bounded attempts."""
+    if await store.step_state(ctx.conn, ctx.row.id, "swap") == "done":
+        await ctx.wait_acks()
+        return
     attempts = ctx.options.swap_attempts
     for attempt in range(1, attempts + 1):
         # A hold that a killed migrator left would be taken for this one.
@@ -57,7 +60,7 @@ async def run(ctx: Context) -> None:
 
 
 async def finish(ctx: Context) -> None:
-    """``sql`` operations with onComplete; each is recorded and runs once."""
+    """``sql`` operations with onComplete, each recorded and run once; then the migration is completed."""
     for number, operation in enumerate(ctx.design.sql):
         step = f"on complete {number}"
         if not operation.on_complete or await store.step_state(ctx.conn, ctx.row.id, step) == "done":
@@ -71,6 +74,8 @@ async def finish(ctx: Context) -> None:
                 raise from_postgres(error, step) from error
             await conn.execute("SET LOCAL search_path = pg_catalog")
             await store.step_done(conn, ctx.row.id, step, [operation.up])
+    async with ctx.session.transaction() as conn:
+        await ctx.finish_phase(conn, "completed")
 
 
 def needs_hold(ctx: Context) -> bool:
@@ -100,7 +105,7 @@ async def _attempt(ctx: Context) -> None:
         tables = [await models.settled(conn, t.oid, t.final) for t in ctx.design.tables]
         await ctx.publish(conn, _completed, [t for t in tables if t is not None], epoch=True)
         await store.step_done(conn, ctx.row.id, "swap", [*statements, *cleanup])
-        await ctx.finish_phase(conn, "completed")
+        await drift.remember(conn, ctx.row.id, ctx.design)
 
     await with_tables_locked(
         ctx.session,

@@ -3,9 +3,9 @@
 The rule (DESIGN section 6, read-your-writes): a session that has heard from the primary may use a replica only once
 that replica has replayed an LSN that was sampled on the primary by a query *sent* after the session heard. So samples
 are numbered in the order of sending; a session remembers the number of the last sample sent when it heard
-(``Session.seen``), a replica has ``covered`` the largest number whose LSN it has replayed, and the hot path
-compares two integers. The sample is ``pg_current_wal_insert_lsn()``: with ``synchronous_commit = off`` the flushed position lags
-behind what commits have shown. Samples of different timelines are never compared.
+(``Session.seen``), a replica has ``covered`` the largest number whose LSN it has replayed, and the hot path compares
+two integers. The sample is ``pg_current_wal_insert_lsn()``: with ``synchronous_commit = off`` the flushed position
+lags behind what commits have shown. Samples of different timelines are never compared.
 """
 
 from __future__ import annotations

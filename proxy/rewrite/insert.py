@@ -8,7 +8,7 @@ from proxy.rewrite.assign import assignments, mirror_set, set_name
 from proxy.rewrite.mirror import inserted_columns, inserted_mark, inserted_values
 from proxy.rewrite.modify import returning
 from proxy.rewrite.reasons import Reason
-from proxy.rewrite.relations import dml_target, with_clause
+from proxy.rewrite.relations import dml_target, is_star, with_clause
 from proxy.rewrite.resolve import Role, Scope, Source
 from proxy.rewrite.rules import Rule
 from proxy.rewrite.work import Refused, Unmirrorable, Work
@@ -46,6 +46,11 @@ class _Insert:
         self.target_end = at
         """The index of the last token of the table's name and alias."""
         self.query: Node | None = node.get("selectStmt", {}).get("SelectStmt")
+        self.mark_recipe = "mirror_insert" if rule.side == "old" else "mark_insert"
+        """An old speaker's mark belongs to the mirrors; a new one's stays, or the guard would not know whose
+        it is.
+        """
+        self.width = self._width()
         self.rows: list[list[Node]] = [
             row["List"]["items"] for row in (self.query or {}).get("valuesLists", ())
         ]
@@ -70,6 +75,13 @@ class _Insert:
         else:
             self._append_marks()
 
+    def _width(self) -> int | None:
+        """How many columns the rows have, if that is known."""
+        if self.rows:
+            return None if any(map(is_star, self.rows[0])) else len(self.rows[0])
+        names = None if self.query is None else self.work.outputs.get(id(self.query))
+        return None if names is None else len(names)
+
     def _columns(self) -> list[str]:
         """The physical columns that the statement gives, named or not."""
         if "cols" in self.node:
@@ -85,8 +97,7 @@ class _Insert:
         if self.query is None:
             return []
         physical = [column.column for column in self.rule.columns]
-        count = _width(self.query)
-        return physical if count is None else physical[:count]
+        return physical if self.width is None else physical[: self.width]
 
     def _mirrored(self, columns: list[str]) -> list[tuple[list[str], str]] | None:
         """Per row, the cells to append and the mark; None where nothing is to be mirrored inline."""
@@ -103,7 +114,7 @@ class _Insert:
             raise Unmirrorable(Reason.GUARD_SUBSCRIPT, "Only a part of a column is inserted.")
         if self.query is None:
             return [self._row({})]
-        if any(_is_star(cell) for row in self.rows for cell in row):
+        if any(is_star(cell) for row in self.rows for cell in row):
             raise Unmirrorable(Reason.GUARD_OTHER, "A row of VALUES is spread from a composite value.")
         self._find_rows()
         sources = {name for mirror in rule.mirrors for name in mirror.sources} | set(
@@ -170,63 +181,62 @@ class _Insert:
         work, tokens = self.work, self.work.tokens
         extra = "".join(f", {ident(name)}" for name in added)
         marked = f", {ident(mark)}" if mark else ""
-        mark_recipe = "mirror_insert" if self.rule.side == "old" else "mark_insert"
         if "cols" in self.node:
             at = tokens.starts[tokens.close_of(self.target_end + 1)]
             self._insert(at, extra, "mirror_insert")
-            self._insert(at, marked, mark_recipe)
+            self._insert(at, marked, self.mark_recipe)
             return
         at = tokens.ends[self.target_end]
         if self.query is None:
-            if added or mark:
-                self._default_values(at, [*added, *([mark] if mark else [])])
+            return
+        if self.width is None and self.rule.prefix and not marked and not extra:
+            # A list could be longer than what the query gives, which without one is no error.
             return
         self._insert(at, f" ({idents(tuple(columns))}", "expand_list")
         self._insert(at, extra, "mirror_insert")
-        self._insert(at, marked, mark_recipe)
+        self._insert(at, marked, self.mark_recipe)
         self._insert(at, ")", "expand_list")
         work.tell(
             Reason.EXPAND_STAR, f"The column list of the version of {self.rule.model.qualified} is supplied."
         )
 
-    def _default_values(self, at: int, names: list[str]) -> None:
-        """DEFAULT VALUES has no room for more: it becomes a list and a row of what is added."""
-        tokens = self.work.tokens
-        start = self.target_end + 1
-        end = tokens.ends[tokens.names.index("VALUES", start)]
-        self.default_values = (tokens.starts[start], end)
-        self._insert(at, f" ({idents(tuple(names))})", "mirror_insert")
-
     def _append_mirrors(self, per_row: list[tuple[list[str], str]]) -> None:
         work = self.work
-        mark = self.rule.mark is not None
-        mark_recipe = "mirror_insert" if self.rule.side == "old" else "mark_insert"
         if self.query is None:
             values, marked = per_row[0]
-            start, end = self.default_values
-            work.replace(
-                start, end, f"VALUES ({', '.join([*values, *([marked] if mark else [])])})", "mirror_insert"
-            )
+            self._default_values(inserted_columns(self.rule), values, marked)
         else:
             for (values, marked), (_, close) in zip(per_row, self.spans, strict=True):
                 self._insert(close, "".join(f", {value}" for value in values), "mirror_insert")
-                self._insert(close, f", {marked}" if mark else "", mark_recipe)
+                self._insert(close, f", {marked}" if self.rule.mark else "", self.mark_recipe)
         work.mirrored = True
         work.tell(Reason.DUAL_WRITE, f"Rows inserted into {self.rule.model.qualified} get both shapes.")
 
     def _append_marks(self) -> None:
         """A new speaker's rows that the guard must complete: only the mark is added."""
-        work = self.work
         if self.query is None:
-            start, end = self.default_values
-            work.replace(start, end, "VALUES (3::int2)", "mark_insert")
+            self._default_values([], [], "3::int2")
         elif self.rows:
             self._find_rows()
             for _, close in self.spans:
-                work.insert(close, ", 3::int2", "mark_insert")
+                self.work.insert(close, ", 3::int2", self.mark_recipe)
         else:
             for leaf in _leaves(self.query):
                 self._mark_leaf(leaf)
+
+    def _default_values(self, names: list[str], values: list[str], marked: str) -> None:
+        """DEFAULT VALUES has no room for more: it becomes a list and a row of what is added."""
+        work, tokens, mark = self.work, self.work.tokens, self.rule.mark
+        start = self.target_end + 1
+        end = tokens.ends[tokens.names.index("VALUES", start)]
+        at = tokens.ends[self.target_end]
+        between = ", " if mark and names else ""
+        work.insert(at, " (", self.mark_recipe)
+        self._insert(at, ", ".join(map(ident, names)) + between, "mirror_insert")
+        work.insert(at, f"{ident(mark)})" if mark else ")", self.mark_recipe)
+        work.replace(tokens.starts[start], end, "VALUES (", self.mark_recipe)
+        self._insert(end, ", ".join(values) + between, "mirror_insert")
+        work.insert(end, f"{marked})" if mark else ")", self.mark_recipe)
 
     def _mark_leaf(self, leaf: Node) -> None:
         targets = leaf.get("targetList")
@@ -238,7 +248,7 @@ class _Insert:
             )
         tokens = self.work.tokens
         end = tokens.item_end(tokens.at(targets[-1]["ResTarget"].get("location", 0)))
-        self.work.insert(tokens.ends[end - 1], ", 3::int2", "mark_insert")
+        self.work.insert(tokens.ends[end - 1], ", 3::int2", self.mark_recipe)
 
     def _insert(self, at: int, text: str, recipe: str) -> None:
         if text:
@@ -250,24 +260,6 @@ def _leaves(query: Node) -> list[Node]:
     if "larg" in query:
         return _leaves(query["larg"]) + _leaves(query["rarg"])
     return [query]
-
-
-def _width(query: Node) -> int | None:
-    """How many columns a query gives, if its text tells."""
-    leaf = _leaves(query)[0]
-    if "valuesLists" in leaf:
-        items = leaf["valuesLists"][0]["List"]["items"]
-    else:
-        items = [item["ResTarget"].get("val", {}) for item in leaf.get("targetList", ())]
-    return None if any(map(_is_star, items)) else len(items)
-
-
-def _is_star(value: Node) -> bool:
-    """Whether an item of a list stands for any number of columns."""
-    parts: list[Node] = (
-        value.get("ColumnRef", {}).get("fields") or value.get("A_Indirection", {}).get("indirection") or []
-    )
-    return bool(parts) and "A_Star" in parts[-1]
 
 
 def _on_conflict(work: Work, clause: Node | None, target: Source, ctes: Scope) -> None:

@@ -42,7 +42,7 @@ class FromList:
             self._table(node, scope, sample)
         elif kind == "RangeSubselect":
             self._work.visit(node["subquery"], scope if node.get("lateral") else self._outer)
-            scope.sources.append(_named(node, columns=_aliased(node, output_names(node["subquery"]))))
+            scope.sources.append(_named(node, columns=_aliased(node, self._outputs(node["subquery"]))))
         elif kind == "JoinExpr":
             self._join(node, scope)
         elif kind == "RangeTableSample":
@@ -55,6 +55,9 @@ class FromList:
         else:  # XMLTABLE, JSON_TABLE
             self._work.visit(node, scope)
             scope.sources.append(_named(node))
+
+    def _outputs(self, query: Node) -> tuple[str, ...] | None:
+        return self._work.outputs.get(id(query.get("SelectStmt")))
 
     def _table(self, node: Node, scope: Scope, sample: Node | None) -> None:
         name, schema = node["relname"], node.get("schemaname")
@@ -134,8 +137,16 @@ def _function_name(node: Node) -> str | None:
     return str(call["funcname"][-1]["String"].get("sval", ""))
 
 
+def is_star(value: Node) -> bool:
+    """Whether an item of a list stands for any number of columns."""
+    parts: list[Node] = (
+        value.get("ColumnRef", {}).get("fields") or value.get("A_Indirection", {}).get("indirection") or []
+    )
+    return bool(parts) and "A_Star" in parts[-1]
+
+
 def output_names(query: Node) -> tuple[str, ...] | None:
-    """The names of a query's output columns, where the text alone tells them."""
+    """The names of a query's output columns, where its select list alone tells them."""
     node = query.get("SelectStmt")
     if node is None:
         return None
@@ -150,7 +161,7 @@ def output_names(query: Node) -> tuple[str, ...] | None:
             names.append(target["name"])
             continue
         value = target["val"]
-        if "ColumnRef" in value and "A_Star" in value["ColumnRef"]["fields"][-1]:
+        if is_star(value):
             return None
         names.append(figure_name(value)[0])
     return tuple(names)
@@ -165,18 +176,19 @@ def with_clause(work: Work, node: Node, outer: Scope) -> Scope:
     entries = [entry["CommonTableExpr"] for entry in clause["ctes"]]
     if clause.get("recursive"):
         for entry in entries:
-            scope.ctes[entry["ctename"]] = _cte_columns(entry)
+            scope.ctes[entry["ctename"]] = _cte_columns(entry, output_names(entry["ctequery"]))
     for entry in entries:
         inner = Scope(outer)
         inner.ctes = dict(scope.ctes)
         work.visit(entry["ctequery"], inner)
-        scope.ctes[entry["ctename"]] = _cte_columns(entry)
+        scope.ctes[entry["ctename"]] = _cte_columns(
+            entry, work.outputs.get(id(entry["ctequery"].get("SelectStmt")))
+        )
     return scope
 
 
-def _cte_columns(entry: Node) -> tuple[str, ...] | None:
+def _cte_columns(entry: Node, columns: tuple[str, ...] | None) -> tuple[str, ...] | None:
     given = tuple(name["String"].get("sval", "") for name in entry.get("aliascolnames", ()))
-    columns = output_names(entry["ctequery"])
     if columns is None or "searchClause" in entry or "cycleClause" in entry:
         return None
     return given + columns[len(given) :]

@@ -7,7 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from proxy.rewrite.reasons import Reason
-from proxy.rewrite.relations import FromList, group_list, with_clause
+from proxy.rewrite.relations import FromList, group_list, output_names, with_clause
 from proxy.rewrite.resolve import Role, Scope, Source, field_names, figure_name
 from proxy.rewrite.work import Refused, Work
 from proxy.sql.parse import Node
@@ -30,6 +30,7 @@ def select(work: Work, node: Node, outer: Scope) -> None:
     if "larg" in node:
         select(work, node["larg"], ctes)
         select(work, node["rarg"], ctes)
+        work.outputs[id(node)] = work.outputs[id(node["larg"])]
         for part in ("limitOffset", "limitCount"):
             work.visit(node.get(part, {}), ctes)
         return
@@ -49,6 +50,31 @@ def select(work: Work, node: Node, outer: Scope) -> None:
     for part in ("limitOffset", "limitCount"):
         work.visit(node.get(part, {}), scope)
     level.finish()
+    work.outputs[id(node)] = _outputs(node, scope, level)
+
+
+def _outputs(node: Node, scope: Scope, level: FromList) -> tuple[str, ...] | None:
+    """The names of a query's output columns, stars included, if all that they stand for is known."""
+    static = output_names({"SelectStmt": node})
+    if static is not None:
+        return static
+    names: list[str] = []
+    for item in node.get("targetList", ()):
+        target = item["ResTarget"]
+        fields = target["val"].get("ColumnRef", {}).get("fields", ())
+        parts = field_names(fields)
+        if "name" in target or not parts or parts[-1] is not None:
+            names.append(target["name"] if "name" in target else figure_name(target["val"])[0])
+            continue
+        qualifier = parts[-2] if len(parts) > 1 else None
+        sources = scope.sources if qualifier is None else [s for s in scope.sources if s.name == qualifier]
+        if not sources or (qualifier is None and level.merges):
+            return None
+        for source in sources:
+            if source.columns is None:
+                return None
+            names += source.columns
+    return tuple(names)
 
 
 def _sort(work: Work, node: Node, scope: Scope) -> None:

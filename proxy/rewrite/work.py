@@ -63,6 +63,8 @@ class Work:
         self.named: dict[str, Rule] = {}
         """The tables with rules that the statement in hand names."""
         self.edits: list[Edit] = []
+        self.outputs: dict[int, tuple[str, ...] | None] = {}
+        """The output columns of the SELECTs walked so far, by the identity of their nodes; None where not known."""
         self.reasons: list[Reason] = []
         self.explanations: list[str] = []
         self.mirrored = False

@@ -1,9 +1,9 @@
 """One client's connections: the socket from the client, one to the primary, one to a replica; only moves bytes.
 
-Contract: implements :class:`asyncio.Protocol` for the client's side, ``proxy.backend.connection.Owner`` for the servers'
-and ``proxy.session.ports.Port`` for the session, where every decision is made. A client that vanishes while requests
-are under way leaves an *orphan*: its query is cancelled and its epoch is kept until the server has answered, because a
-statement that still runs still acts under its epoch.
+Contract: implements :class:`asyncio.Protocol` for the client's side, ``proxy.backend.connection.Owner`` for the
+servers' and ``proxy.session.ports.Port`` for the session, where every decision is made. A client that vanishes while
+requests are under way leaves an *orphan*: its query is cancelled and its epoch is kept until the server has answered,
+because a statement that still runs still acts under its epoch.
 """
 
 from __future__ import annotations
@@ -288,7 +288,7 @@ class ClientConnection(asyncio.Protocol):
         """Whether the replica connection can be used now; if not, it is being connected or brought up to date."""
         session, server = self.session, self._servers[Target.REPLICA]
         assert session is not None
-        if server is not None and not server.closed and server.applied == session.settings:
+        if server is not None and not server.closed and server.applied == session.settings.applied:
             return True
         if self._replica_task is None:
             self._replica_task = self.sidecar.spawn(self._prepare_replica(session, index))
@@ -310,7 +310,7 @@ class ClientConnection(asyncio.Protocol):
                 self._servers[Target.REPLICA] = server
             else:
                 server.detach()
-            wanted = dict(session.settings)
+            wanted = dict(session.settings.applied)
             if server.applied and server.applied != wanted:
                 await server.simple("RESET ALL")
             for text in wanted.values():

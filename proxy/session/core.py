@@ -21,6 +21,7 @@ from proxy.session.context import Context, Flight
 from proxy.session.outbox import PLAIN, Outbox
 from proxy.session.ports import Port, RoutingView, Target, Verdict
 from proxy.session.replies import PLAIN_BIND, PLAIN_DESCRIBE, PLAIN_EXECUTE, PLAIN_SYNC, Reply, ReplyQueue
+from proxy.session.settings import SessionSettings
 from proxy.session.statements import Statement
 from proxy.session.work import Item, Scope, Work, study
 from proxy.wire import messages as m
@@ -72,16 +73,8 @@ class Session:
         self.number = number
         self.user = user
         self.version = version
-        self.parameters = dict(parameters)
-        self.search_path: tuple[str, ...] = ()
-        self.utf8 = True
-        for name in ("search_path", "client_encoding"):
-            self._on_setting(name, parameters.get(name, ""))
+        self.settings = SessionSettings(user, parameters)
         self.status = IDLE
-        self.settings: dict[str, str] = {}
-        self.settings_lost = False
-        """A setting changed in a way that we could not follow: replicas are out of bounds for this session."""
-        self.temp: frozenset[str] = frozenset()
         self.outbox = Outbox(context.stats)
         self.queues = (ReplyQueue(_Replies(self, Target.PRIMARY)), ReplyQueue(_Replies(self, Target.REPLICA)))
         self.target = Target.PRIMARY
@@ -226,10 +219,10 @@ class Session:
                 side_of=self._side_of,
                 version=self.speaks,
                 refusal=self._refusal,
-                search_path=self.search_path,
-                temp=self.temp,
+                search_path=self.settings.search_path,
+                temp=self.settings.temp,
                 user=self.user,
-                utf8=self.utf8,
+                utf8=self.settings.utf8,
             ),
         )
         if work.unproved is not None:
@@ -272,10 +265,10 @@ class Session:
             return Target.PRIMARY, "unfinished_batch"
         if not work.plans:
             return Target.PRIMARY, "no_statement"
-        if self.settings_lost or self.temp:
+        if not self.settings.portable:
             return Target.PRIMARY, "session_state"
         for plan in work.plans:
-            servable = self.context.reads.servable(plan, self.search_path, self.user)
+            servable = self.context.reads.servable(plan, self.settings.search_path, self.user)
             if not servable:
                 return Target.PRIMARY, "relation_unknown" if servable is None else "relation_unsafe"
         index, reason = self.context.reads.choose(self.seen, self.replica)
@@ -371,8 +364,7 @@ class Session:
     def _forget(self, text: bytes) -> None:
         """Follow an SQL DEALLOCATE or DISCARD."""
         if self.outbox.forget(text):
-            self.settings.clear()
-            self.temp = frozenset()
+            self.settings.discard()
 
     def _note(self, item: Item, plan: Plan, flight: Flight) -> None:
         """What sending the statement means for the session and its counters."""
@@ -392,13 +384,13 @@ class Session:
                 if self._between_transactions or (self.status == IDLE and len(self.flights) == 1):
                     flight.settings += plan.settings
                 else:
-                    self.settings_lost = True
+                    self.settings.unknown = True
             elif plan.kind is not Kind.READ and plan.settings:
-                self.settings_lost = True
+                self.settings.unknown = True
             if plan.kind in (Kind.SESSION, Kind.UNPARSED):
                 self._forget(item.frame[5:-1] if item.statement is None else item.statement.text)
             if plan.temp_relations:
-                self.temp |= frozenset(plan.temp_relations)
+                self.settings.temp |= frozenset(plan.temp_relations)
 
     # -- from the servers ------------------------------------------------------------------------------------------
 
@@ -419,7 +411,7 @@ class Session:
         context.stats.latency.observe(context.clock() - flight.started)
         self.copying = self._copy_over = False
         if flight.settings and not flight.failed and status == IDLE:
-            self._apply_settings(flight.settings)
+            self.settings.apply(flight.settings)
         if target is Target.PRIMARY:
             if (status == IDLE) != (self.status == IDLE):
                 context.stats.transactions_open += 1 if self.status == IDLE else -1
@@ -451,22 +443,7 @@ class Session:
     def on_parameter(self, target: Target, name: str, value: str) -> None:
         """A reported setting changed."""
         if target is Target.PRIMARY:
-            self._on_setting(name, value)
-
-    def _on_setting(self, name: str, value: str) -> None:
-        if name == "search_path":
-            self.search_path = parse_search_path(value or '"$user", public', self.user)
-        elif name == "client_encoding":
-            self.utf8 = value.upper().replace("-", "") in ("", "UTF8", "UNICODE", "SQL_ASCII")
-
-    def _apply_settings(self, settings: tuple[tuple[str, str | None], ...]) -> None:
-        for name, text in settings:
-            if text is not None:
-                self.settings[name] = text
-            elif name == "all":
-                self.settings.clear()
-            else:
-                self.settings.pop(name, None)
+            self.settings.report(name, value)
 
     def replica_gone(self) -> None:
         """The replica connection was lost or given up while nothing was in flight on it."""
@@ -523,31 +500,3 @@ class Session:
     def clean(self) -> bool:
         """Whether the primary connection can be given to another client after a reset."""
         return self.status == IDLE and not self.flights and not len(self.queues[Target.PRIMARY])
-
-
-def parse_search_path(value: str, user: str) -> tuple[str, ...]:
-    """The schemas of a ``search_path`` setting in order, ``$user`` replaced (value: as PostgreSQL reports it)."""
-    names: list[str] = []
-    index = 0
-    while index < len(value):
-        if value[index] in ", \t\n":
-            index += 1
-        elif value[index] == '"':
-            end = index + 1
-            name: list[str] = []
-            while end < len(value):
-                if value[end] == '"':
-                    if value[end + 1 : end + 2] != '"':
-                        break
-                    end += 1
-                name.append(value[end])
-                end += 1
-            names.append("".join(name))
-            index = end + 1
-        else:
-            end = index
-            while end < len(value) and value[end] not in ", \t\n":
-                end += 1
-            names.append(value[index:end].lower())
-            index = end
-    return tuple(user if name == "$user" else name for name in names)

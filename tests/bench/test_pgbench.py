@@ -119,7 +119,9 @@ def test_select_only_pgbench_against_pgbouncer(
     primary = database.cluster.primary
     address = primary.address
     subprocess.run(
-        [str(client_program("pgbench")), "-i", "-s", "10", "-q", database.dsn], check=True, capture_output=True
+        [str(client_program("pgbench")), "-i", "-s", "10", "-q", database.dsn],
+        check=True,
+        capture_output=True,
     )
     config = "\n".join(
         line for line in sidecar.default_config().splitlines() if not line.startswith("replicas")

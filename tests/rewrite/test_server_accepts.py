@@ -224,14 +224,12 @@ async def test_what_the_server_accepts_it_accepts_rewritten(database: Any, side:
                 continue
             got = await described(migrated, plan.text.decode())
             if isinstance(expected, str):
-                assert isinstance(got, str), (sql, plan.text.decode())
+                # A name that is ambiguous to PostgreSQL may be clear here, because it gets qualified; and a query
+                # with a star may give more columns than the version has, and yet not more than the table has.
+                assert isinstance(got, str) or expected in ("42702", "42601"), (sql, plan.text.decode())
             else:
                 accepted += 1
-                assert _alike(got, expected), (sql, plan.text.decode())
+                assert got == expected, (sql, plan.text.decode())
                 if plan.fallback is not None:
-                    assert _alike(await described(migrated, plan.fallback.text.decode()), expected), sql
+                    assert await described(migrated, plan.fallback.text.decode()) == expected, sql
     assert accepted > 100
-
-
-def _alike(got: Any, expected: Any) -> bool:
-    return bool(got == expected)

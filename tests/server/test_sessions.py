@@ -175,14 +175,18 @@ async def test_a_replica_that_lags_is_not_read_after_a_write(database: Database,
     await connection.close()
 
 
+def _resident_kb(pid: int) -> int:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS"))
+
+
 async def test_a_big_result_to_a_slow_reader_needs_little_memory(database: Database, proxy: Sidecar) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
     writer.write(m.startup({"user": proxy.user, "database": proxy.database}))
     await reader.readuntil(b"Z\x00\x00\x00\x05I")
     writer.write(m.query(b"SELECT repeat('x', 1000) FROM generate_series(1, 300000)"))
     await asyncio.sleep(2)
-    status = Path(f"/proc/{proxy.process.pid}/status").read_text()
-    resident = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS"))
+    resident = _resident_kb(proxy.process.pid)
     assert resident < 250_000, f"{resident} kB"
     total = 0
     while total < 300_000_000:

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.control.routing import Hold, Routing
-from proxy.session.core import parse_search_path
 from proxy.session.outbox import REFUSED_TEXT
 from proxy.session.ports import Target
+from proxy.session.settings import parse_search_path
 from proxy.wire import messages as m
 from tests.session.play import (
     BOUND,
@@ -327,12 +327,12 @@ def test_settings_are_kept_for_the_replica_and_a_rolled_back_one_disables_it() -
     play = _reading()
     play.client(query("SET work_mem = '1MB'"))
     play.server(DONE + READY)
-    assert list(play.session.settings) == ["work_mem"]
+    assert list(play.session.settings.applied) == ["work_mem"]
     play.client(query("BEGIN"))
     play.server(DONE + IN_TRANSACTION)
     play.client(query("SET work_mem = '2MB'"))
     play.server(DONE + IN_TRANSACTION)
-    assert play.session.settings_lost
+    assert play.session.settings.unknown
 
 
 # -- COPY and other protocol corners ---------------------------------------------------------------------------------

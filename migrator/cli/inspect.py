@@ -1,0 +1,231 @@
+"""Commands that only look: lint, plan, status, history, drift, explain."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from migrator import drift as drift_module
+from migrator import engine, report
+from migrator import status as status_module
+from migrator.cli import options as opt
+from migrator.cli.output import Format, perform, show
+from migrator.control import install, publish, store
+from migrator.database import connect
+from migrator.design import Design
+from migrator.errors import EXIT_REFUSED, Refused, Usage
+from migrator.spec import load
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    for command in (lint, plan, status, history, drift, explain):
+        app.command()(command)
+
+
+async def _design(dsn: str | None, file: Path, schema: str) -> Design:
+    migration = load(file)
+    conn = await connect(dsn)
+    try:
+        await install.require(conn)
+        active = await store.active(conn)
+        if active is not None and active.name != migration.name:
+            raise Refused(
+                f"migration {active.name} is under way (phase {active.phase})",
+                hint="Complete it or roll it back first.",
+            )
+        if active is not None:
+            return active.design
+        return await engine.design_of(conn, migration, schema)
+    finally:
+        await conn.close()
+
+
+def lint(
+    file: opt.File, dsn: opt.Dsn = None, schema: opt.Schema = "public", output: opt.Output = Format.text
+) -> None:
+    """Judge a migration file; exit code 3 if it has errors. Without a DSN only the file itself is read."""
+    if not dsn:
+        migration = perform(_loaded(file), output)
+        said = f"{migration}: the file is well-formed; give --dsn to check it against a database"
+        show({"migration": migration, "findings": [], "ok": True}, said, output)
+        return
+    design = perform(_design(dsn, file, schema), output)
+    document = {
+        "migration": design.migration,
+        "findings": [f.model_dump() for f in design.findings],
+        "ok": not design.errors(),
+    }
+    show(document, report.findings_text(design), output)
+    if design.errors():
+        raise typer.Exit(EXIT_REFUSED)
+
+
+async def _loaded(file: Path) -> str:
+    return load(file).name
+
+
+def plan(
+    file: opt.File, dsn: opt.Dsn = None, schema: opt.Schema = "public", output: opt.Output = Format.text
+) -> None:
+    """Dry run: phases, forward and backward SQL, estimate, findings. Exit code 3 if start would refuse."""
+    design = perform(_design(dsn, file, schema), output)
+    show(report.document(design), report.text(design), output)
+    if design.errors():
+        raise typer.Exit(EXIT_REFUSED)
+
+
+def status(dsn: opt.Dsn = None, output: opt.Output = Format.text) -> None:
+    """Phase, progress, sidecars, problems."""
+
+    async def work() -> dict[str, Any]:
+        async with engine.reading(dsn) as conn:
+            return await status_module.status(conn)
+
+    document = perform(work(), output)
+    show(document, status_module.text(document), output)
+
+
+def history(dsn: opt.Dsn = None, output: opt.Output = Format.text) -> None:
+    """All migrations, with their steps' times."""
+
+    async def work() -> list[dict[str, Any]]:
+        async with engine.reading(dsn) as conn:
+            rows = await conn.fetch(
+                "SELECT id, name, parent, phase, started_at, finished_at FROM dualwire.migration ORDER BY id"
+            )
+            steps = await conn.fetch(
+                "SELECT migration, name, state, started_at, finished_at FROM dualwire.step"
+                " ORDER BY migration, started_at"
+            )
+            return [
+                {**dict(r), "steps": [_without(s, "migration") for s in steps if s["migration"] == r["id"]]}
+                for r in rows
+            ]
+
+    found = perform(work(), output)
+    lines = [
+        f"{r['id']:>4}  {r['name']}  {r['phase']}  started {r['started_at']:%Y-%m-%d %H:%M:%S}"
+        + (f", ended {r['finished_at']:%Y-%m-%d %H:%M:%S}" if r["finished_at"] else "")
+        for r in found
+    ]
+    show({"migrations": found}, "\n".join(lines) or "no migration yet", output)
+
+
+def _without(record: Any, key: str) -> dict[str, Any]:
+    return {k: v for k, v in dict(record).items() if k != key}
+
+
+def drift(
+    accept: Annotated[
+        bool, typer.Option("--accept", help="Take the present catalog as the expected one.")
+    ] = False,
+    dsn: opt.Dsn = None,
+    output: opt.Output = Format.text,
+    lock_wait: opt.LockWait = 5.0,
+) -> None:
+    """What others changed about the migrated tables; exit code 3 if anything."""
+
+    async def look() -> tuple[str, list[str]]:
+        async with engine.reading(dsn) as conn:
+            row = await store.active(conn)
+            if row is None:
+                return "", []
+            actual = await drift_module.snapshot(conn, row.design)
+            return row.name, drift_module.differences(row.catalog, actual)
+
+    async def take() -> tuple[str, list[str]]:
+        async with engine.working(dsn, lock_wait) as session:
+            row = await store.active(session.conn)
+            if row is None:
+                return "", []
+            async with session.transaction() as conn:
+                actual = await drift_module.snapshot(conn, row.design)
+                found = drift_module.differences(row.catalog, actual)
+                await drift_module.remember(conn, row.id, row.design)
+                await store.event(conn, "drift accepted", row.id, {"drift": found})
+            return row.name, found
+
+    name, found = perform(take() if accept else look(), output)
+    if not name:
+        show({"migration": None, "drift": []}, "no migration is under way", output)
+        return
+    text = "\n".join([f"{name}: {len(found)} change(s)" + (" accepted" if accept else ""), *found])
+    show(
+        {"migration": name, "drift": found, "accepted": accept},
+        text if found else f"{name}: no drift",
+        output,
+    )
+    if found and not accept:
+        raise typer.Exit(EXIT_REFUSED)
+
+
+def explain(
+    sql: Annotated[str, typer.Argument(help="The statement; - reads it from stdin.")] = "",
+    file: Annotated[Path | None, typer.Option("--file", help="Read the statement from a file.")] = None,
+    version: Annotated[str, typer.Option("--version", help="The version that the client speaks.")] = "auto",
+    dsn: opt.Dsn = None,
+    output: opt.Output = Format.text,
+) -> None:
+    """How a statement would be treated: version, route, rewritten text, guard, reason."""
+    if file is not None:
+        try:
+            text = file.read_text()
+        except OSError as error:
+            raise typer.BadParameter(f"cannot read {file}: {error}") from error
+    elif sql == "-":
+        text = sys.stdin.read()
+    else:
+        text = sql
+    document = perform(_explained(dsn, text.strip(), version), output)
+    lines = [f"version: {document['version']} ({document['side']})"]
+    if document["refusal"]:
+        refusal = document["refusal"]
+        lines.append(f"refused: {refusal['sqlstate']} {refusal['message']}")
+        lines += [f"  {refusal[k]}" for k in ("detail", "hint") if refusal[k]]
+    lines += [
+        f"kind: {document['kind']}, route: {document['route']}, reason: {document['reason']}",
+        f"mirrored: {document['mirrored']}, left to the guard: {document['guarded']}",
+        f"text: {document['text']}",
+        *[f"- {e}" for e in document["explanations"]],
+    ]
+    show(document, "\n".join(lines), output)
+
+
+async def _explained(dsn: str | None, text: str, version: str) -> dict[str, Any]:
+    from proxy.rewrite.plan import Kind, Refusal
+    from proxy.rewrite.planner import Planner
+
+    if not text:
+        raise Usage("give a statement, or - to read one from stdin")
+    async with engine.reading(dsn) as conn:
+        routing = await publish.current(conn)
+    side = routing.resolve(version, 1)
+    if isinstance(side, Refusal):
+        raise Refused(side.message, sqlstate=side.sqlstate, detail=side.detail, hint=side.hint)
+    plan = Planner(routing.tables, side, routing.dual_write).plan(text.encode())
+    refusal = None
+    if plan.refusal is not None:
+        refusal = {
+            "sqlstate": plan.refusal.sqlstate,
+            "message": plan.refusal.message,
+            "detail": plan.refusal.detail,
+            "hint": plan.refusal.hint,
+        }
+    return {
+        "version": routing.version(side),
+        "side": side,
+        "kind": str(plan.kind),
+        "route": "replica or primary" if plan.kind is Kind.READ else "primary",
+        "reason": plan.reason,
+        "rewritten": plan.rewritten,
+        "text": plan.text.decode(errors="replace"),
+        "tables": list(plan.tables),
+        "mirrored": plan.mirrored,
+        "guarded": plan.guarded,
+        "refusal": refusal,
+        "explanations": list(plan.explanations),
+    }

@@ -1,0 +1,39 @@
+"""The console command ``dualwire``."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+
+import typer
+
+from migrator.cli import inspect, migrate, processes
+from migrator.errors import EXIT_BUG
+
+app = typer.Typer(
+    name="dualwire",
+    help="Zero-downtime PostgreSQL schema migrations: a dual-writing sidecar and its migrator.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode=None,
+)
+migrate.register(app)
+inspect.register(app)
+
+
+def main() -> None:
+    """Entry point: exit codes are 0 done, 2 usage, 3 refused, 4 differences, 5 rolled back, 6 lock, 1 a bug."""
+    processes.register(app, sys.argv[1:])
+    try:
+        app()
+    except SystemExit:
+        raise
+    except Exception:
+        traceback.print_exc()
+        print("error: this is a bug in dualwire; please report the lines above", file=sys.stderr)
+        sys.exit(EXIT_BUG)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""A design as ``plan`` shows it: phases with their forward and backward SQL, estimates, findings and waivers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from migrator.design import Design
+from migrator.phases.backfill import update_statement
+from migrator.phases.rollback import backward_of
+from migrator.progress import duration
+
+ROWS_PER_SECOND = 60_000
+"""A rough figure for one mirrored column on ordinary hardware; only for the estimate."""
+
+
+def document(design: Design) -> dict[str, Any]:
+    """The plan as one JSON document."""
+    rows = sum(t.rows for t in design.mirrored)
+    size = sum(t.bytes for t in design.mirrored)
+    return {
+        "migration": design.migration,
+        "parent": design.parent,
+        "schema": design.schema_name,
+        "phases": phases(design),
+        "estimate": {
+            "rows": rows,
+            "table_bytes": size,
+            "backfill_seconds": round(rows / ROWS_PER_SECOND, 1),
+            "wal_bytes": size * 2,
+            "bloat_bytes": size,
+        },
+        "findings": [f.model_dump() for f in design.findings],
+        "waivers": [f.message for f in design.findings if f.waiver],
+        "ok": not design.errors(),
+    }
+
+
+def phases(design: Design) -> list[dict[str, Any]]:
+    """Every phase with what it does and undoes."""
+    expand = list(design.prelude)
+    for create in design.creates:
+        expand += create.statements
+    for table in design.tables:
+        expand += table.expand
+    expand += [s.up for s in design.sql if not s.on_complete]
+    batches = [update_statement(t).format(range="<key range>") for t in design.mirrored]
+    builds = [i.create for t in design.tables for i in t.indexes]
+    validate = [s for t in design.tables for s in t.native_validate]
+    backward = backward_of(design)
+    relax = [s for t in design.tables for s in t.relax]
+    strict = [s for t in design.tables for s in [*t.strict, *t.validate_strict]]
+    swap = [s for t in design.tables for s in [*t.swap, *t.cleanup]] + design.epilogue
+    after = [s.up for s in design.sql if s.on_complete]
+    return [
+        {"phase": "prepared", "does": "publish the frozen column lists", "forward": [], "backward": []},
+        {"phase": "expanded", "does": "add the new shape", "forward": expand, "backward": backward},
+        {
+            "phase": "backfilled",
+            "does": "fill the new shape in batches, build its indexes",
+            "forward": [*batches, *builds, *validate],
+            "backward": [],
+        },
+        {
+            "phase": "verified",
+            "does": "compare every row, serve the new version",
+            "forward": [],
+            "backward": [],
+        },
+        {"phase": "cutover", "does": "send auto clients to the new version", "forward": [], "backward": []},
+        {
+            "phase": "closed",
+            "does": "end the old version (no rollback from here on)",
+            "forward": [*relax, *strict],
+            "backward": None,
+        },
+        {"phase": "completed", "does": "swap under a hold", "forward": [*swap, *after], "backward": None},
+    ]
+
+
+def text(design: Design) -> str:
+    """The plan for people."""
+    plan = document(design)
+    lines = [f"migration {design.migration} (after {design.parent})", ""]
+    for phase in plan["phases"]:
+        lines.append(f"{phase['phase']}: {phase['does']}")
+        lines += [f"    {_indent(s)};" for s in phase["forward"]]
+        if phase["backward"]:
+            lines.append("  backward:")
+            lines += [f"    {_indent(s)};" for s in phase["backward"]]
+    estimate = plan["estimate"]
+    lines += [
+        "",
+        f"estimate: {estimate['rows']} rows ({estimate['table_bytes'] / 2**20:.1f} MiB), backfill about"
+        f" {duration(estimate['backfill_seconds'])} unthrottled, about {estimate['wal_bytes'] / 2**20:.1f} MiB WAL",
+        "",
+        findings_text(design),
+    ]
+    return "\n".join(lines)
+
+
+def findings_text(design: Design) -> str:
+    """Findings, the worst first, then what may fail meanwhile."""
+    if not design.findings:
+        return "lint: no findings"
+    order = {"error": 0, "warning": 1, "info": 2}
+    lines = ["lint:"]
+    for finding in sorted(design.findings, key=lambda f: order[f.severity]):
+        lines.append(f"  {finding.severity}: {finding.message}")
+        if finding.hint:
+            lines.append(f"      {finding.hint}")
+    waivers = [f.message for f in design.findings if f.waiver]
+    if waivers:
+        lines.append("statements that may fail during this migration though they would succeed without it:")
+        lines += [f"  - {w}" for w in waivers]
+    return "\n".join(lines)
+
+
+def _indent(statement: str) -> str:
+    return statement.replace("\n", "\n    ")

@@ -1,0 +1,111 @@
+"""What a session has set: enough to bring a replica connection to the same state, or to know that we cannot.
+
+Only a ``SET`` or ``RESET`` outside a transaction is followed: its effect is certain once its reply came. What is
+set inside a transaction (a rollback would undo it) or in ways that cannot be seen (``set_config``) makes the session's
+state unknown to us: it reads from the primary then, for good or until ``DISCARD ALL``.
+
+``search_path`` is reported by PostgreSQL 18 and later; for older servers it is taken from the SET statement.
+"""
+
+from __future__ import annotations
+
+import re
+
+DEFAULT_SEARCH_PATH = '"$user", public'
+_VALUE = re.compile(
+    r"\s*SET\s+(?:SESSION\s+)?search_path\s*(?:=|\bTO\b)\s*(.*?)\s*;?\s*\Z", re.IGNORECASE | re.DOTALL
+)
+_UTF8 = frozenset(("", "UTF8", "UNICODE", "SQL_ASCII"))
+
+Setting = tuple[str, str | None]
+
+
+class SessionSettings:
+    """The settings of one session; ``reported`` is what the server said at login."""
+
+    __slots__ = ("_path_reported", "_user", "applied", "search_path", "temp", "unknown", "utf8")
+
+    def __init__(self, user: str, reported: dict[str, str]) -> None:
+        self._user = user
+        self.applied: dict[str, str] = {}
+        """Setting name to the SET statement that a replica connection must run."""
+        self.unknown = False
+        """Something was set in a way that we could not follow."""
+        self.temp: frozenset[str] = frozenset()
+        """Names of temporary relations that the session made."""
+        self.search_path: tuple[str, ...] = ()
+        self.utf8 = True
+        self._path_reported = "search_path" in reported
+        self.report("search_path", reported.get("search_path", ""))
+        self.report("client_encoding", reported.get("client_encoding", ""))
+
+    @property
+    def portable(self) -> bool:
+        """Whether another connection can be brought to this state."""
+        return not self.unknown and not self.temp
+
+    def report(self, name: str, value: str) -> None:
+        """The server reported a setting (ParameterStatus)."""
+        if name == "search_path":
+            self.search_path = parse_search_path(value or DEFAULT_SEARCH_PATH, self._user)
+        elif name == "client_encoding":
+            self.utf8 = value.upper().replace("-", "") in _UTF8
+
+    def apply(self, settings: tuple[Setting, ...]) -> None:
+        """These SET and RESET statements took effect; a text of None is a RESET."""
+        for name, text in settings:
+            if name == "all" and text is None:
+                self.applied.clear()
+            elif text is None:
+                self.applied.pop(name, None)
+            else:
+                self.applied[name] = text
+            if name in ("search_path", "all") and not self._path_reported:
+                self._read_search_path(text)
+
+    def _read_search_path(self, text: str | None) -> None:
+        match = None if text is None else _VALUE.fullmatch(text)
+        if text is None or (match is not None and match[1].upper() == "DEFAULT"):
+            self.report("search_path", "")
+        elif match is not None:
+            self.report("search_path", match[1].replace("'", '"'))
+
+    def discard(self) -> None:
+        """DISCARD ALL took effect."""
+        self.applied.clear()
+        self.temp = frozenset()
+        self.unknown = False
+        if not self._path_reported:
+            self.report("search_path", "")
+
+
+def parse_search_path(value: str, user: str) -> tuple[str, ...]:
+    """The schemas of a ``search_path`` setting in order, ``$user`` replaced (value: as PostgreSQL reports it)."""
+    names: list[str] = []
+    index = 0
+    while index < len(value):
+        if value[index] in ", \t\n":
+            index += 1
+        elif value[index] == '"':
+            name, index = _quoted(value, index + 1)
+            names.append(name)
+        else:
+            end = index
+            while end < len(value) and value[end] not in ", \t\n":
+                end += 1
+            names.append(value[index:end].lower())
+            index = end
+    return tuple(user if name == "$user" else name for name in names)
+
+
+def _quoted(value: str, index: int) -> tuple[str, int]:
+    """The quoted name that begins at ``index``, and the offset after its closing quote."""
+    name: list[str] = []
+    while index < len(value):
+        if value[index] == '"':
+            if value[index + 1 : index + 2] != '"':
+                break
+            index += 1
+        name.append(value[index])
+        index += 1
+    return "".join(name), index + 1
