@@ -153,6 +153,8 @@ class TableDesign(Value):
     columns: list[NewColumn]
     old_only: list[str]
     """Physical columns that only the old version has."""
+    old_given: list[tuple[str, str | None]]
+    """Those of them that a writer can give a value, each with its default if that is reproducible."""
     new_only: list[str]
     up: DirectionDesign
     down: DirectionDesign

@@ -210,6 +210,11 @@ class _TableBuilder:
             final=[(name, name) for name, _ in new],
             columns=columns,
             old_only=[p for _, p in old if p not in new_physical],
+            old_given=[
+                (c.name, c.default if c.default_kind == "stable" else None)
+                for c in self.catalog.columns
+                if c.name in old_physical - new_physical and not c.generated
+            ],
             new_only=[p for _, p in new if p not in old_physical],
             up=up,
             down=down,

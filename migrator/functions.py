@@ -82,7 +82,7 @@ def ok_functions(direction: DirectionDesign, types: Types) -> list[str]:
     checks = [c for c in direction.constraints if c.column in values]
     conditions = [c.holds(values) for c in checks]
     paths = [m.value.path for m in direction.mirrors] + [c.condition.path for c in checks]
-    kinds = [m.value.volatility for m in direction.mirrors if m.value.volatility != "volatile"]
+    kinds: list[str] = [m.value.volatility for m in direction.reproducible]
     kinds += [c.condition.volatility for c in checks]
     settings = _settings(paths, "pinned" in kinds)
     kind = _volatility(kinds)

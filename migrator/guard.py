@@ -12,10 +12,11 @@ a source changed while the mark did not.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
-from migrator.design import DirectionDesign, TableDesign
-from migrator.sqltext import FENCE_TRIGGER, GUARD_TRIGGER, MARK, dollar, ident, literal, names
+from migrator.design import ConstraintDesign, DirectionDesign, TableDesign
+from migrator.sqltext import FENCE_TRIGGER, GUARD_TRIGGER, MARK, conjunction, dollar, ident, literal, names
 
 Side = Literal["old", "new"]
 
@@ -81,6 +82,16 @@ def _changed(columns: list[str]) -> str:
     return " OR ".join(f"OLD.{ident(c)} IS DISTINCT FROM NEW.{ident(c)}" for c in columns)
 
 
+def _given(columns: Sequence[tuple[str, str | None]]) -> str:
+    """SQL: whether any of the columns holds something else than its default."""
+    parts = []
+    for name, default in columns:
+        value = f"NEW.{ident(name)}"
+        distinct = f" AND {value} IS DISTINCT FROM ({default})" if default is not None else ""
+        parts.append(f"({value} IS NOT NULL{distinct})")
+    return " OR ".join(parts) or "false"
+
+
 def _volatile_sources(table: TableDesign) -> list[str]:
     found = [
         s
@@ -94,15 +105,13 @@ def _volatile_sources(table: TableDesign) -> list[str]:
 
 def _body(table: TableDesign, migration: int) -> str:
     mark = f"NEW.{ident(MARK)}"
-    old_columns = list(dict.fromkeys([*table.old_only, *table.up.sources]))
-    given = [
-        f"(NEW.{ident(c.name)} IS NOT NULL"
-        + (f" AND NEW.{ident(c.name)} IS DISTINCT FROM ({c.default})" if c.default is not None else "")
-        + ")"
-        for c in table.columns
-        if not c.native and c.default_kind != "volatile"
-    ]
+    old_columns = list(dict.fromkeys([*(c for c, _ in table.old_given), *table.up.sources]))
+    new_given = [(c.name, c.default) for c in table.columns if not c.native and c.default_kind != "volatile"]
     violations = _violations(table)
+    possible = [c.holds(_values(c)) for c in table.up.constraints]
+    if table.down.ok is not None:
+        possible.append(f"{table.down.ok}({names(table.down.ok_sources, 'NEW.')})")
+    copied = conjunction(possible)
     return f"""
 DECLARE
     side text;
@@ -118,9 +127,12 @@ BEGIN
         old_changed := {_changed(old_columns)};
         new_changed := {_changed(table.new_only)};
     ELSIF {mark} IS NULL THEN
-        -- An INSERT that names columns of the new shape only a writer does that knows them.
-        new_changed := {" OR ".join(given) or "false"};
-        old_changed := new_changed;
+        -- A value that is no default was given by a writer who knows the column.
+        new_changed := {_given(new_given)};
+        old_changed := {_given(table.old_given)};
+    ELSIF {mark} >= 3 THEN
+        -- A copied row whose old columns were changed on the way; a new speaker's own values agree, or cannot.
+        old_changed := ({_given(table.old_given)}) AND {copied};
     END IF;
     IF old_changed AND new_changed THEN
         side := CASE
@@ -166,12 +178,15 @@ BEGIN
 END"""
 
 
+def _values(constraint: ConstraintDesign) -> dict[str, str]:
+    """The constraint's columns as the trigger sees them."""
+    return {name: f"NEW.{ident(name)}" for name in [constraint.column, *constraint.condition.sources]}
+
+
 def _violations(table: TableDesign) -> str:
     """What a new speaker's own version forbids is an error of its statement, as it would be natively."""
     if not table.up.constraints:
         return ""
-    columns = {s for c in table.up.constraints for s in [c.column, *c.condition.sources]}
-    values = {name: f"NEW.{ident(name)}" for name in columns}
     parts = ["    IF side = 'new' THEN"]
     for constraint in table.up.constraints:
         if constraint.kind == "not_null":
@@ -185,7 +200,7 @@ def _violations(table: TableDesign) -> str:
             text = f'new row for relation "{table.name}" violates check constraint "{constraint.name}"'
         message = literal(text)
         parts += [
-            f"        IF NOT ({constraint.holds(values)}) THEN",
+            f"        IF NOT ({constraint.holds(_values(constraint))}) THEN",
             f"            RAISE EXCEPTION USING ERRCODE = '{code}', MESSAGE = {message},"
             f" SCHEMA = {literal(table.schema_name)}, TABLE = {literal(table.name)}{extra};",
             "        END IF;",
@@ -234,15 +249,17 @@ def _repair(table: TableDesign, direction: DirectionDesign, side: Side) -> str:
 
 def fence(table: TableDesign, function: str) -> list[str]:
     """After closed: a write to a column that only the old version has would be lost, so it is an error."""
-    if not table.old_only:
+    names_given = [c for c, _ in table.old_given]
+    if not names_given:
         return []
-    columns = ", ".join(ident(c) for c in table.old_only)
-    given = " OR ".join(f"NEW.{ident(c)} IS NOT NULL" for c in table.old_only)
+    columns = ", ".join(map(ident, names_given))
+    # Their defaults are gone by now: whatever is not NULL was given.
+    given = _given([(c, None) for c in names_given])
     body = f"""
 BEGIN
     RAISE EXCEPTION USING ERRCODE = '0A000',
         MESSAGE = {literal(f'relation "{table.name}" no longer takes values of its old version')},
-        DETAIL = {literal("Columns: " + ", ".join(table.old_only))},
+        DETAIL = {literal("Columns: " + ", ".join(names_given))},
         HINT = 'The migration is closed: write the columns of the new version.',
         SCHEMA = {literal(table.schema_name)}, TABLE = {literal(table.name)};
 END"""
@@ -254,7 +271,7 @@ END"""
         f"CREATE TRIGGER {trigger} AFTER INSERT ON {table.sql} FOR EACH ROW WHEN ({given})"
         f" EXECUTE FUNCTION {function}()",
         f"CREATE TRIGGER {update} AFTER UPDATE OF {columns} ON {table.sql} FOR EACH ROW"
-        f" WHEN ({_changed(table.old_only)}) EXECUTE FUNCTION {function}()",
+        f" WHEN ({_changed(names_given)}) EXECUTE FUNCTION {function}()",
         f"ALTER TABLE {table.sql} ENABLE ALWAYS TRIGGER {trigger}",
         f"ALTER TABLE {table.sql} ENABLE ALWAYS TRIGGER {update}",
     ]

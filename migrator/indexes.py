@@ -5,6 +5,7 @@ Plain, non-unique indexes are carried over; others are findings, never silently 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import asyncpg
@@ -59,7 +60,7 @@ async def index_designs(
 
 def _rewritten(
     index: CatalogIndex,
-    replaced: dict[str | None, str],
+    replaced: Mapping[str, str],
     name: str,
     schema: str | None,
     relation: str,
@@ -73,9 +74,8 @@ def _rewritten(
     statement.idxname = name
     statement.concurrent = concurrent
     statement.if_not_exists = False
-    statement.relation.schemaname = schema
-    statement.relation.relname = relation
-    statement.relation.inh = True
+    target: Any = statement.relation
+    target.schemaname, target.relname, target.inh = schema, relation, True
     for element in [*(statement.indexParams or ()), *(statement.indexIncludingParams or ())]:
         if element.name in replaced:
             element.name = replaced[element.name]

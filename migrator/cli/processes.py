@@ -16,7 +16,7 @@ def proxy(
     config: Annotated[Path, typer.Option("--config", help="The sidecar's configuration (TOML).")],
 ) -> None:
     """Run a sidecar: clients in, rewritten statements out."""
-    from proxy.server.main import run
+    from proxy.main import run
 
     raise typer.Exit(run(config))
 

@@ -46,8 +46,9 @@ class Command:
 
     @property
     def words(self) -> str:
-        """Its last words, for people."""
-        return (self.errors.strip() or self.output.strip())[-2000:]
+        """The beginning and the end of what it said, for people: the error and the hint."""
+        text = self.errors.strip() or self.output.strip()
+        return text if len(text) <= 700 else f"{text[:400]} [...] {text[-250:]}"
 
 
 async def spawn(cluster: Cluster, *args: str, **streams: Any) -> Process:

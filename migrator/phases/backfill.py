@@ -161,10 +161,10 @@ class _Backfill:
                 arguments = [*(self.position or []), *(upper or [])]
                 tag = await conn.execute(self.update.format(range=condition), *arguments)
                 updated = int(tag.rsplit(" ", 1)[1])
-                seconds = time.monotonic() - began
-                self.pace.note(seconds, self.pace.rows if upper is not None else updated)
+                scanned = self.pace.rows if upper is not None else updated
+                self.pace.note(time.monotonic() - began, scanned)
                 self.position = upper if upper is not None else self.position
-                self.done += self.pace.rows if upper is not None else updated
+                self.done += scanned
                 await conn.execute(
                     "UPDATE dualwire.backfill SET position = $3, rows_done = $4, rate = $5, batch_rows = $6,"
                     " throttle = $7, updated_at = clock_timestamp(),"

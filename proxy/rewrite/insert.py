@@ -50,10 +50,10 @@ class _Insert:
         """An old speaker's mark belongs to the mirrors; a new one's stays, or the guard would not know whose
         it is.
         """
-        self.width = self._width()
         self.rows: list[list[Node]] = [
             row["List"]["items"] for row in (self.query or {}).get("valuesLists", ())
         ]
+        self.width = self._width()
 
     def rewrite(self) -> None:
         columns = self._columns()

@@ -7,7 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from proxy.rewrite.reasons import Reason
-from proxy.rewrite.relations import FromList, group_list, output_names, with_clause
+from proxy.rewrite.relations import FromList, group_list, is_star, output_names, with_clause
 from proxy.rewrite.resolve import Role, Scope, Source, field_names, figure_name
 from proxy.rewrite.work import Refused, Work
 from proxy.sql.parse import Node
@@ -63,9 +63,11 @@ def _outputs(node: Node, scope: Scope, level: FromList) -> tuple[str, ...] | Non
         target = item["ResTarget"]
         fields = target["val"].get("ColumnRef", {}).get("fields", ())
         parts = field_names(fields)
-        if "name" in target or not parts or parts[-1] is not None:
+        if not is_star(target["val"]):
             names.append(target["name"] if "name" in target else figure_name(target["val"])[0])
             continue
+        if not parts:
+            return None  # (t).*, or the like of a function's result
         qualifier = parts[-2] if len(parts) > 1 else None
         sources = scope.sources if qualifier is None else [s for s in scope.sources if s.name == qualifier]
         if not sources or (qualifier is None and level.merges):

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 MAX_AUTH_MESSAGE = 4096
-ROUTING_WAIT = 10.0
+ROUTING_WAIT = 3.0
 
 
 class Login:

@@ -88,6 +88,15 @@ def test_rows_in_flight_around_the_snapshot_are_left_out(ledger: Ledger) -> None
     assert not seen.rows
 
 
+def test_a_row_whose_insert_was_acknowledged_around_the_snapshot_is_left_out(ledger: Ledger) -> None:
+    fresh = ledger.claim_new("orders", 1)
+    ledger.begin_check()
+    ledger.written(fresh, Side.OLD, {ROWS + 1: ((1, 1, fresh.references[0]), 1)})
+    seen = Expected.parse(merged([ledger.expectations()], "orders"), ROWS)
+    assert seen.excluded == {ROWS + 1}
+    assert expected(ledger).rows.keys() == {ROWS + 1}
+
+
 def test_rows_with_an_unknown_outcome_are_never_checked(ledger: Ledger) -> None:
     ledger.lost_sight(claim(ledger, 2))
     assert 2 in expected(ledger).excluded

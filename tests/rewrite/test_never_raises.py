@@ -171,7 +171,8 @@ DML = st.one_of(
     st.builds("UPDATE {} SET {} FROM {}{}{}".format, TARGETS, SETS, FROM_ITEMS, WHERE, RETURNING),
     st.builds("DELETE FROM {} USING {}{}{}".format, TARGETS, FROM_ITEMS, WHERE, RETURNING),
     st.builds(
-        "MERGE INTO {} USING {} ON {} WHEN MATCHED THEN UPDATE SET {} WHEN NOT MATCHED THEN INSERT VALUES ({}){}".format,
+        "MERGE INTO {} USING {} ON {} WHEN MATCHED THEN UPDATE SET {}"
+        " WHEN NOT MATCHED THEN INSERT VALUES ({}){}".format,
         TARGETS, TABLES, EXPRESSIONS, SETS, LISTS, RETURNING,
     ),
 )  # fmt: skip
