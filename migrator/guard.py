@@ -112,6 +112,8 @@ def _body(table: TableDesign, migration: int) -> str:
     if table.down.ok is not None:
         possible.append(f"{table.down.ok}({names(table.down.ok_sources, 'NEW.')})")
     copied = conjunction(possible)
+    # Rows that can be listed: without a mark, or in a direction whose down may fail.
+    listed = "true" if table.down.ok is not None else f"OLD.{ident(MARK)} IS NULL"
     return f"""
 DECLARE
     side text;
@@ -163,11 +165,11 @@ BEGIN
 {_repair(table, table.up, "old")}
     END IF;
     PERFORM set_config('dualwire.repairing', '', true);
-    IF reason IS NULL THEN
+    IF reason IS NULL AND TG_OP = 'UPDATE' AND ({listed}) THEN
         DELETE FROM dualwire.problem p
         WHERE p.migration = {migration} AND p.table_name = {literal(table.label)}
           AND p.key = {table.key_json("NEW.")};
-    ELSE
+    ELSIF reason IS NOT NULL THEN
         INSERT INTO dualwire.problem AS p (migration, table_name, key, direction, reason)
         VALUES ({migration}, {literal(table.label)}, {table.key_json("NEW.")}, side, reason)
         ON CONFLICT ON CONSTRAINT problem_pkey DO UPDATE

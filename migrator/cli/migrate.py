@@ -151,11 +151,13 @@ def verify(
                         f"there is nothing to verify in phase {ctx.row.phase}",
                         hint="Run `dualwire start` again, or `dualwire complete` after closed.",
                     )
+                await ctx.wait_acks()
                 result = await verify_phase.verify(ctx, repair=repair)
                 if not result.clean:
                     raise verify_phase.failure(result)
                 if ctx.row.phase == "backfilled":
-                    await engine.advance(ctx, "verified")
+                    await verify_phase.serve(ctx)
+                    await ctx.reload()
                 return {"migration": ctx.row.name, "phase": ctx.row.phase, **result.as_dict()}
 
     found = perform(work(), output)

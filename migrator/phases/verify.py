@@ -81,6 +81,11 @@ async def run(ctx: Context) -> None:
     result = await verify(ctx)
     if not result.clean:
         raise failure(result)
+    await serve(ctx)
+
+
+async def serve(ctx: Context) -> None:
+    """Publish that the new version is served. A clean verification has just ended."""
     async with ctx.session.transaction() as conn:
         routing = await ctx.publish(
             conn, lambda r: replace(r, phase="verified", serves_new=True), None, epoch=True

@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import gc
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 from proxy.rewrite.insert import insert
 from proxy.rewrite.model import Side, TableModel
@@ -34,6 +36,20 @@ HANDLERS: Mapping[str, Handler] = {
     **UTILITIES,
 }
 
+LONG_TEXT = 1 << 15
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Pause the cyclic garbage collector: it would walk over a long text's tree again and again while that grows."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
 
 class Planner:
     """Plans statements for clients of one version."""
@@ -51,7 +67,10 @@ class Planner:
     ) -> Plan:
         """Decide about one text: statements of the simple protocol, or one of the extended protocol."""
         try:
-            return self._plan(text, search_path, temp_relations)
+            if len(text) < LONG_TEXT:
+                return self._plan(text, search_path, temp_relations)
+            with _no_collection():
+                return self._plan(text, search_path, temp_relations)
         except UnclearNames as error:
             return self._opaque(Parsed(text, failure=Failure.LIMIT, message=str(error)))
         except RecursionError:

@@ -375,5 +375,6 @@ def _figure_sublink(value: Node) -> tuple[str, int]:
         targets = value["subselect"].get("SelectStmt", {}).get("targetList", ())
         if targets:
             item = targets[0]["ResTarget"]
-            return (item["name"], 2) if "name" in item else figure_name(item["val"])
+            # PostgreSQL takes the name that the sub-select's column has got, whatever it is.
+            return (item["name"] if "name" in item else figure_name(item["val"])[0]), 2
     return "?column?", 0

@@ -9,7 +9,7 @@ from typing import Any
 
 import asyncpg
 import pytest
-from orders import ITEMS, ORDERS, REFERENCE_NEW, REFERENCE_OLD, SCHEMA
+from orders import COMPLETED, ITEMS, ORDERS, REFERENCE_NEW, REFERENCE_OLD, SCHEMA, SWAPPED
 
 from proxy.rewrite.model import Side
 from proxy.rewrite.plan import Plan
@@ -277,6 +277,23 @@ async def test_every_write_toggles_the_mark(old: Pair) -> None:
         await old.run(f"UPDATE orders SET status = '{status}' WHERE id = 1")
         marks.append(await old.migrated.fetchval("SELECT _dualwire_mark FROM orders"))
     assert marks == [2, 1, None, 1]
+
+
+async def test_after_the_swap_the_order_of_columns_stays_that_of_the_version(database: Any) -> None:
+    database.sql(SWAPPED + REFERENCE_NEW + ITEMS.format(schema="public") + ITEMS.format(schema="plain"))
+    planner = Planner([COMPLETED], "old")
+    async with database.connection() as swapped, database.connection() as plain:
+        await plain.execute("SET search_path = plain, public")
+        for sql in statements(NEW_STATEMENTS):
+            plan = planner.plan(sql.encode())
+            assert plan.refusal is None, plan.refusal
+            assert (plan.mirrored, plan.guarded) == (False, False)
+            expected = await outcome(plain, sql.replace("public.orders", "plain.orders"))
+            assert await outcome(swapped, plan.text.decode()) == expected, plan.text.decode()
+    copied = planner.plan(b"COPY orders FROM STDIN (FORMAT csv)").text.decode()
+    assert copied == (
+        'COPY orders ("id", "state", "cents", "paid", "note", "größe", "created") FROM STDIN (FORMAT csv)'
+    )
 
 
 async def test_without_dual_writes_the_guard_carries_everything_over(new: Pair) -> None:

@@ -10,7 +10,7 @@ from orders import CLOSED, FROZEN, ORDERS
 from proxy.rewrite.model import TableModel
 from proxy.rewrite.plan import Kind
 from proxy.rewrite.planner import Planner
-from proxy.sql.parse import Failure, parse
+from proxy.sql.parse import MAX_BYTES, Failure, parse
 
 PLANNERS = [
     Planner([ORDERS], "old"),
@@ -238,7 +238,7 @@ def test_damaged_statements_give_plans(data: st.DataObject) -> None:
         "SELECT " + "(" * 5_000 + "1" + ")" * 5_000 + " FROM orders",
         "SELECT * FROM " + "(SELECT * FROM " * 150 + "orders" + ") x" * 150,
         "UPDATE orders SET note = " + " || ".join(["note"] * 3_000),
-        "UPDATE orders SET status = '" + "x" * (1 << 20) + "'",
+        "UPDATE orders SET status = '" + "x" * MAX_BYTES + "'",
     ],
 )
 def test_long_and_deep_texts_are_bounded(text: str) -> None:
@@ -254,7 +254,7 @@ def test_long_and_deep_texts_are_bounded(text: str) -> None:
 def test_what_cannot_be_looked_into_is_sent_only_where_names_and_columns_are_the_physical_ones(
     table: TableModel, side: str, sent: bool
 ) -> None:
-    text = b"INSERT INTO orders VALUES ('" + b"x" * (1 << 20) + b"')"
+    text = b"INSERT INTO orders VALUES ('" + b"x" * MAX_BYTES + b"')"
     assert parse(text).failure is Failure.LIMIT
     plan = Planner([table], side).plan(text)  # type: ignore[arg-type]
     assert (plan.kind, plan.refusal is None) == (Kind.UNPARSED, sent)
