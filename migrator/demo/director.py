@@ -100,7 +100,7 @@ class Director:
     async def stop(self) -> None:
         """Ends workloads and sidecars, and drops the database where the servers are not ours."""
         if self._monitor is not None:
-            await self._monitor.close(timeout=5)
+            self._monitor.terminate()
         await asyncio.gather(*(workload.leave() for workload in self._workloads))
         await asyncio.gather(*(sidecar.stop() for sidecar in self.sidecars.values()))
         if self.cluster.kind == "external":
@@ -128,7 +128,8 @@ class Director:
             parameters = {"rows": self.plan.rows, "index": index, "owners": 2, "seed": self.plan.seed}
             log = self.directory / f"workload-{index}.log"
             self._workloads.append(await WorkloadProcess.start(self.cluster, parameters, log, self._failed))
-        self._monitor = await asyncpg.connect(self.dsn)
+        # The watcher and the story both ask; a connection takes one question at a time.
+        self._monitor = await asyncpg.create_pool(self.dsn, min_size=1, max_size=2)
 
     async def _first_migration(self) -> None:
         name = shop.ORDER_STATE

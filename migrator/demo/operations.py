@@ -185,9 +185,10 @@ class Planner:
         return (reference, self._random.randrange(100))
 
     def _changed(self, table: Table, plain: Plain) -> Plain:
+        """Another amount, never the same one: an ORM sends nothing at all when nothing changes."""
         if table is ORDERS:
-            return (plain[0], self._random.randrange(10_000), plain[2])
-        return (plain[0], self._random.randrange(100))
+            return (plain[0], (plain[1] + self._random.randrange(1, 10_000)) % 10_000, plain[2])
+        return (plain[0], (plain[1] + self._random.randrange(1, 100)) % 100)
 
 
 def _present(record: Record | None) -> Record:

@@ -81,9 +81,12 @@ class _Pace:
     fixed: bool
     target: float
     rate: float = 0.0
+    seconds: float = 0.0
+    """How long the last batch took."""
 
     def note(self, seconds: float, scanned: int) -> None:
         """After a batch: follow the target, by at most a factor of two."""
+        self.seconds = seconds
         if seconds > 0 and scanned:
             now = scanned / seconds
             self.rate = now if self.rate == 0 else 0.8 * self.rate + 0.2 * now
@@ -111,7 +114,8 @@ class _Backfill:
         self.position: list[str] | None = None
         self.done = 0
         self.total = 0
-        self.throttle = ""
+        self.scanned = 0
+        self.throttle = self._configured()
         self._lag_checked = 0.0
 
     async def run(self) -> None:
@@ -161,10 +165,10 @@ class _Backfill:
                 arguments = [*(self.position or []), *(upper or [])]
                 tag = await conn.execute(self.update.format(range=condition), *arguments)
                 updated = int(tag.rsplit(" ", 1)[1])
-                scanned = self.pace.rows if upper is not None else updated
-                self.pace.note(time.monotonic() - began, scanned)
+                self.scanned = self.pace.rows if upper is not None else updated
+                self.pace.note(time.monotonic() - began, self.scanned)
                 self.position = upper if upper is not None else self.position
-                self.done += scanned
+                self.done += self.scanned
                 await conn.execute(
                     "UPDATE dualwire.backfill SET position = $3, rows_done = $4, rate = $5, batch_rows = $6,"
                     " throttle = $7, updated_at = clock_timestamp(),"
@@ -212,17 +216,23 @@ class _Backfill:
                 break
             await self._waiting(f"a replica is {lag:.1f} s behind (limit {options.max_lag:g} s)")
             await asyncio.sleep(0.2)
-        rest = 0.0
-        if options.throttle > 0:
-            share = min(options.throttle, 0.95)
-            rest = self.pace.target * share / (1 - share)
-        if options.max_rate and self.pace.rate > options.max_rate:
-            rest = max(rest, self.pace.rows / options.max_rate - self.pace.rows / self.pace.rate)
+        self.throttle = self._configured()
+        share = min(options.throttle, 0.95)
+        rest = self.pace.seconds * share / (1 - share)
+        if options.max_rate:
+            rest = max(rest, self.scanned / options.max_rate - self.pace.seconds)
         if rest > 0:
-            self.throttle = f"resting {rest * 1000:.0f} ms after each batch"
             await asyncio.sleep(rest)
-        elif self.throttle:
-            self.throttle = ""
+
+    def _configured(self) -> str:
+        """Why it rests even when nothing is in the way."""
+        options = self.ctx.options.backfill
+        parts = []
+        if options.throttle:
+            parts.append(f"resting {options.throttle:.0%} of the time")
+        if options.max_rate:
+            parts.append(f"at most {options.max_rate:g} rows/s")
+        return ", ".join(parts)
 
     async def _waiting(self, reason: str) -> None:
         if reason != self.throttle:

@@ -47,9 +47,7 @@ class _Insert:
         """The index of the last token of the table's name and alias."""
         self.query: Node | None = node.get("selectStmt", {}).get("SelectStmt")
         self.mark_recipe = "mirror_insert" if rule.side == "old" else "mark_insert"
-        """An old speaker's mark belongs to the mirrors; a new one's stays, or the guard would not know whose
-        it is.
-        """
+        """An old speaker's mark belongs to the mirrors; a new one's stays, or the guard would not know whose it is."""
         self.rows: list[list[Node]] = [
             row["List"]["items"] for row in (self.query or {}).get("valuesLists", ())
         ]

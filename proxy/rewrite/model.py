@@ -55,9 +55,7 @@ class Mirror:
     target: str
     """The physical column that is computed."""
     function: str
-    """SQL text naming the function, schema-qualified and quoted, e.g. ``dualwire.up_3_1``. It never
-    raises.
-    """
+    """SQL text naming the function, schema-qualified and quoted, e.g. ``dualwire.up_3_1``. It never raises."""
     sources: tuple[str, ...]
     """Physical columns of the authoritative shape, in the order of the function's arguments."""
     total: bool = True
@@ -122,9 +120,7 @@ class TableModel:
         return self.up if side == "old" else self.down
 
     def native(self, side: Side) -> bool:
-        """Whether that version's columns are the physical ones, in the same order and under the same
-        names.
-        """
+        """Whether that version's columns are the physical ones, in the same order and under the same names."""
         return tuple((c.name, c.column) for c in self.logical(side)) == tuple(
             (c.name, c.name) for c in self.columns
         )

@@ -39,9 +39,7 @@ class Plan:
     """The text writes one shape and leaves the other to the guard."""
     refusal: Refusal | None = None
     relations: tuple[tuple[str | None, str], ...] = ()
-    """(schema or None, name) of every relation that a READ names, for the check that a replica can serve
-    it.
-    """
+    """(schema or None, name) of every relation that a READ names, for the check that a replica can serve it."""
     fallback: Plan | None = None
     """What to send when the server rejects ``text`` but accepts the original (None: refuse)."""
     settings: tuple[tuple[str, str | None], ...] = ()

@@ -18,9 +18,7 @@ from proxy.sql.tokens import LPAREN, RPAREN, STAR
 
 
 class FromList:
-    """The FROM (or USING) items of one level; ``add`` them all, walk the rest of the level, then
-    ``finish``.
-    """
+    """The FROM (or USING) items of one level; ``add`` them all, walk the rest of the level, then ``finish``."""
 
     def __init__(self, work: Work, scope: Scope, outer: Scope, *, grouped: bool = False) -> None:
         self._work = work

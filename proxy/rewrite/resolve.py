@@ -62,9 +62,7 @@ class Source:
 
     @property
     def translated_target(self) -> bool:
-        """Whether references to it must be turned into physical names (a target cannot be a derived
-        table).
-        """
+        """Whether references to it must be turned into physical names (a target cannot be a derived table)."""
         return self.role is not Role.FROM and self.rule is not None and self.rule.translated
 
     @property

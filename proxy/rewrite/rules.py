@@ -1,6 +1,4 @@
-"""What one version needs of one table, compiled once for many statements, and the lookup of tables by
-name.
-"""
+"""What one version needs of one table, compiled once for many statements, and the lookup of tables by name."""
 
 from __future__ import annotations
 
@@ -12,12 +10,8 @@ from proxy.sql.quote import ident
 INTERNAL_PREFIX = "_dualwire_"
 SYSTEM_COLUMNS = frozenset({"ctid", "xmin", "xmax", "cmin", "cmax", "tableoid"})
 
-NO_EQUALITY = frozenset(
-    {"json", "xml", "point", "box", "path", "polygon", "circle", "lseg", "citext", "public.citext"}
-)
-"""Types that have no ``=``, or one under which different values are equal: they are compared by their
-text.
-"""
+NO_EQUALITY = frozenset({"json", "xml", "point", "box", "path", "polygon", "circle", "lseg", "citext"})
+"""Types that have no ``=``, or one under which different values are equal: they are compared by their text."""
 
 UNGROUPABLE = frozenset({"json", "xml", "point", "box", "path", "polygon", "circle", "lseg"})
 """Types that GROUP BY does not take."""
@@ -69,7 +63,7 @@ class Rule:
         )
         self.types = {c.name: c.type_full for c in model.columns}
         self.text_compared = frozenset(
-            c.name for c in model.columns if c.type.removesuffix("[]") in NO_EQUALITY
+            c.name for c in model.columns if c.type.removesuffix("[]").rpartition(".")[2] in NO_EQUALITY
         )
         self.select_list = ", ".join(
             ident(c.column) if c.name == c.column else f"{ident(c.column)} AS {ident(c.name)}"
@@ -82,9 +76,7 @@ class Rule:
         return bool(self.mirrors) or self.mark is not None
 
     def expanded(self, qualifier: str) -> str:
-        """The version's columns of a base table that stands under a qualifier (SQL text), named as in the
-        version.
-        """
+        """The version's columns of a base table that stands under a qualifier (SQL text), named as in the version."""
         return ", ".join(
             f"{qualifier}.{ident(c.column)}"
             if c.name == c.column

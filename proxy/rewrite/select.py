@@ -1,6 +1,4 @@
-"""SELECT, VALUES and TABLE: stars are spelled out and tables replaced so that the client sees its version
-only.
-"""
+"""SELECT, VALUES and TABLE: stars are spelled out and tables replaced so that the client sees its version only."""
 
 from __future__ import annotations
 
@@ -120,9 +118,7 @@ def target_list(work: Work, items: list[Node], scope: Scope) -> list[Star]:
 
 
 def _row_star(work: Work, target: Node, value: Node, scope: Scope) -> bool:
-    """``(t).*`` of a modified table is spelled out like ``t.*``; of another one it is left to its derived
-    table.
-    """
+    """``(t).*`` of a modified table is spelled out like ``t.*``; of another one it is left to its derived table."""
     node = value.get("A_Indirection", {})
     fields = node.get("arg", {}).get("ColumnRef", {}).get("fields", ())
     if len(fields) != 1 or "A_Star" not in node["indirection"][0]:
@@ -246,9 +242,7 @@ def _tell(work: Work, tables: list[Source]) -> None:
 
 
 def _group(work: Work, node: Node, scope: Scope, level: FromList) -> None:
-    """Walk over GROUP BY; where a derived table's key is grouped by, add the columns that the key stood
-    for.
-    """
+    """Walk over GROUP BY; where a derived table's key is grouped by, add the columns that the key stood for."""
     if "groupClause" not in node:
         return
     used = {id(source): set(source.used) for source in level.tables}

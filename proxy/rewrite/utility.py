@@ -82,8 +82,11 @@ def names_in_code(work: Work, statement: Statement) -> dict[str, Rule]:
 
 def other_statement(work: Work, kind: str, node: Node, named: Mapping[str, Rule]) -> None:
     """Decide about a statement of a kind that has no handler of its own."""
+    subject = node.get("relation") or node.get("table")
+    other = kind in _CHANGING and subject is not None and work.rule_of(subject) is None
     for rule in named.values():
-        _refuse_ddl(kind, node, rule)
+        if not other:  # else the table is merely referred to, by a foreign key
+            _refuse_ddl(kind, node, rule)
         if rule.translated and not _translates_as_it_is(kind, node, rule):
             raise _untranslated(rule, "this statement")
     if kind == "ViewStmt":
@@ -119,7 +122,7 @@ def _copies(node: Node) -> bool:
 
 
 def _translates_as_it_is(kind: str, node: Node, rule: Rule) -> bool:
-    if kind == "CreateStmt":  # a foreign key to the table, or a partition of it
+    if kind in ("CreateStmt", "AlterTableStmt"):  # a foreign key to the table, or a partition of it
         return all(rule.by_name.get(name) == name for name in _referenced(node))
     return kind in _NAMELESS and not _columns_named(node)
 
@@ -170,9 +173,7 @@ def around(work: Work, node: Node, scope: Scope) -> None:
 
 
 def create_table_as(work: Work, node: Node, scope: Scope) -> None:
-    """CREATE TABLE AS: the inner query. A materialized view keeps its query, and so is DDL on the tables in
-    it.
-    """
+    """CREATE TABLE AS: the inner query. A materialized view keeps its query, and so is DDL on the tables in it."""
     if node.get("objtype") == "OBJECT_MATVIEW":
         for rule in work.named.values():
             _refuse_ddl("ViewStmt", node, rule)

@@ -149,6 +149,7 @@ class ClientConnection(asyncio.Protocol):
             user=user,
             version=version,
             parameters=server.parameters,
+            max_message=min(self.sidecar.settings.limits.max_packet, m.MAX_MESSAGE),
         )
         server.attach(self)
         database.stats.clients_total += 1

@@ -67,6 +67,7 @@ class Session:
         user: str,
         version: str,
         parameters: dict[str, str],
+        max_message: int = m.MAX_MESSAGE,
     ) -> None:
         self.context = context
         self.port = port
@@ -92,7 +93,7 @@ class Session:
         self._behind = False
         self._open: Flight | None = None
         self._copy_over = False
-        self._framer = Framer()
+        self._framer = Framer(limit=max_message)
         self._batch: list[bytes] = []
         self._batch_bytes = 0
         self._ready: deque[list[bytes]] = deque()

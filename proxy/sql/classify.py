@@ -117,9 +117,7 @@ def _setting(statement: Statement, text: bytes) -> tuple[str, str | None]:
 
 
 class _Survey:
-    """One walk over a statement's tree: relations, temporary relations, and whether anything speaks against
-    READ.
-    """
+    """One walk over a statement's tree: relations, temporary relations, and whether anything speaks against READ."""
 
     def __init__(self) -> None:
         self.relations: list[RelationName] = []

@@ -81,9 +81,7 @@ SESSION_STATE = frozenset(
         "set_config",
     }
 )
-"""Functions that leave state behind in the server session (``set_config`` unless its third argument is
-true).
-"""
+"""Functions that leave state behind in the server session (``set_config`` unless its third argument is true)."""
 
 
 def foreign_operator(expression: dict[str, Any]) -> bool:

@@ -26,9 +26,7 @@ class Kind(StrEnum):
     COPY_IN = "copy_in"
     DDL = "ddl"
     SESSION = "session"
-    """LISTEN, DISCARD, DEALLOCATE, PREPARE, EXECUTE, DECLARE, LOAD, temp tables: state of the server
-    session.
-    """
+    """LISTEN, DISCARD, DEALLOCATE, PREPARE, EXECUTE, DECLARE, LOAD, temp tables: state of the server session."""
     EMPTY = "empty"
     UNPARSED = "unparsed"
     """Could not be parsed; the server will say why."""

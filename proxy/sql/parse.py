@@ -41,9 +41,7 @@ class Statement:
     """The node's type, e.g. ``UpdateStmt``."""
     node: Node
     start: int
-    """Byte offset of the statement's first byte (white space and comments may stand before the first
-    token).
-    """
+    """Byte offset of the statement's first byte (white space and comments may stand before the first token)."""
     end: int
 
 

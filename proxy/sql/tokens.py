@@ -59,9 +59,6 @@ class Tokens:
         self.ends = ends
         self.names = names
 
-    def __len__(self) -> int:
-        return len(self.names)
-
     def at(self, offset: int) -> int:
         """The index of the token that starts at a byte offset, or else of the first one after it."""
         return bisect_left(self.starts, offset)
@@ -84,9 +81,7 @@ class Tokens:
         raise LookupError("unbalanced brackets")
 
     def find(self, wanted: str, index: int) -> int:
-        """The first token of that name from ``index`` on, at the depth of ``index``; -1 if that level ends
-        first.
-        """
+        """The first token of that name from ``index`` on, at the depth of ``index``; -1 if that level ends first."""
         depth = 0
         for at in range(index, len(self.names)):
             name = self.names[at]
@@ -133,9 +128,7 @@ class Tokens:
         return len(names)
 
     def _inside(self, index: int) -> bool:
-        """Whether a clause's word at ``index`` is part of an expression: a label, or IS DISTINCT FROM and the
-        like.
-        """
+        """Whether a clause's word at ``index`` is part of an expression: a label, or IS DISTINCT FROM and the like."""
         before = self.name(index - 1)
         if before in (DOT, "AS"):
             return True

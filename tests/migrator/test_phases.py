@@ -94,7 +94,8 @@ async def test_a_whole_migration_ends_in_the_new_shape(shop: Migrator, db: Any) 
     ]
     index = await db.fetchval("SELECT indexdef FROM pg_indexes WHERE indexname = 'orders_status'")
     assert "(state DESC, quantity) WITH (fillfactor='80')" in index
-    assert await db.fetchval("SELECT count(*) FROM orders WHERE state = 9") == 28 - 2 or True
+    states = await db.fetch("SELECT state, count(*) FROM orders GROUP BY 1 ORDER BY 1")
+    assert [tuple(s) for s in states] == [(0, 26), (1, 28), (9, 26)]
     default = await db.fetchval(
         "SELECT pg_get_expr(adbin, adrelid) FROM pg_attrdef JOIN pg_attribute a ON a.attrelid = adrelid AND a.attnum = adnum"
         " WHERE adrelid = 'orders'::regclass AND attname = 'state'"
@@ -135,7 +136,7 @@ async def test_a_rollback_leaves_catalog_and_rows_as_they_were(
     assert await shop.rollback() == {"lost": []}
     assert catalog() == before
     assert await everything(db) == rows
-    assert (await shop.routing())["state"] == {**routing, "dual_write": False}
+    assert (await shop.routing())["state"] == routing
     left = await db.fetchval(
         "SELECT count(*) FROM pg_class WHERE relnamespace = 'dualwire'::regnamespace AND relkind = 'S' AND relname LIKE 'guard%'"
     )
@@ -300,7 +301,6 @@ async def test_the_next_migration_builds_on_the_versions_column_order(shop: Migr
     [orders] = [t for t in (await shop.routing())["state"]["tables"] if t["name"] == "orders"]
     assert [c[0] for c in orders["old"]] == ["id", "line", "state", "quantity"]
     assert [c[0] for c in orders["new"]] == ["id", "position", "state", "quantity"]
-    await shop.cutover() if False else None
     await shop.run(shop.file("0002_position", second))
     state = (await shop.routing())["state"]
     assert state["versions"] == ["base", "0001_rich", "0002_position"]
@@ -319,7 +319,7 @@ async def test_after_closed_a_write_of_an_old_column_is_refused(shop: Migrator, 
         await ctx.reload()
         await close.settle(ctx)
     with pytest.raises(asyncpg.FeatureNotSupportedError, match="no longer takes values"):
-        await db.execute("UPDATE orders SET status = 'paid' WHERE id = 1")
+        await db.execute("UPDATE orders SET status = 'gone' WHERE id = 1")
     with pytest.raises(asyncpg.FeatureNotSupportedError):
         await db.execute("INSERT INTO orders (id, line, status, \"_dualwire_new_state\") VALUES (901, 1, 'new', 1)")
     await db.execute('INSERT INTO orders (id, line, "_dualwire_new_state") VALUES (902, 1, 4)')

@@ -183,6 +183,7 @@ def test_a_name_that_is_surely_anothers_is_left_alone() -> None:
         "ANALYZE orders (state)",
         "DO $$ BEGIN UPDATE orders SET status = 'x'; END $$",
         "CREATE TABLE x (s text REFERENCES orders (state))",
+        "ALTER TABLE x ADD FOREIGN KEY (s) REFERENCES orders (state)",
         "INSERT INTO orders TABLE other",
         "SELECT *, o.ctid FROM orders o JOIN a USING (id)",
     ],
@@ -201,6 +202,7 @@ def test_what_is_not_translated_is_refused_with_a_hint(sql: str) -> None:
         "VACUUM orders",
         "GRANT SELECT ON orders TO public",
         "CREATE TABLE x (o bigint REFERENCES orders (id))",
+        "ALTER TABLE x ADD FOREIGN KEY (o) REFERENCES orders (id)",
         "UPDATE orders SET data = '1' WHERE id = 1",
     ],
 )

@@ -126,6 +126,8 @@ def test_several_sources_cross_over_when_any_of_them_changes() -> None:
         "COPY orders (id, status) TO STDOUT",
         "WITH orders AS (SELECT 1) SELECT * FROM orders",
         "COMMENT ON COLUMN orders.status IS 'x'",
+        "ALTER TABLE items ADD FOREIGN KEY (order_id) REFERENCES orders (id)",
+        "CREATE TABLE items (order_id bigint REFERENCES orders)",
     ],
 )
 def test_what_needs_nothing_is_the_clients_own_object(sql: str) -> None:

@@ -213,7 +213,7 @@ async def described(connection: Any, sql: str) -> Any:
     )
 
 
-@pytest.mark.parametrize("seed", range(300, 312))
+@pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("side", ["old", "new"])
 async def test_what_the_server_accepts_it_accepts_rewritten(database: Any, side: Side, seed: int) -> None:
     database.sql(SCHEMA.replace("{column}", "status" if side == "old" else "state"))
@@ -225,7 +225,7 @@ async def test_what_the_server_accepts_it_accepts_rewritten(database: Any, side:
         database.connection(statement_cache_size=0) as plain,
     ):
         await plain.execute("SET search_path = plain")
-        for _ in range(1200):
+        for _ in range(400):
             sql = grammar.statement()
             plan = planner.plan(sql.encode())
             assert plan.reason != "internal_error", (sql, plan.explanations)
@@ -251,7 +251,7 @@ async def test_what_the_server_accepts_it_accepts_rewritten(database: Any, side:
 
 
 @pytest.mark.parametrize("table", [ORDERS, RETYPED], ids=["renamed", "retyped"])
-@pytest.mark.parametrize("seed", range(300, 312))
+@pytest.mark.parametrize("seed", range(2))
 async def test_no_reference_of_a_new_speaker_reaches_the_old_column(
     database: Any, table: TableModel, seed: int
 ) -> None:
@@ -265,7 +265,7 @@ async def test_no_reference_of_a_new_speaker_reaches_the_old_column(
         database.connection(statement_cache_size=0) as plain,
     ):
         await plain.execute("SET search_path = plain")
-        for _ in range(1200):
+        for _ in range(400):
             sql = grammar.statement()
             plan = planner.plan(sql.encode())
             expected = await described(plain, sql.replace("public.", "plain."))
