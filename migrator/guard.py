@@ -36,11 +36,8 @@ def triggers(table: TableDesign, function: str) -> list[str]:
             f" WHEN ({insert}) EXECUTE FUNCTION {function}()",
             f"ALTER TABLE {table.sql} ENABLE ALWAYS TRIGGER {ident(GUARD_TRIGGER)}",
         ]
-    sources = _volatile_sources(table)
     stale = (
-        f"NEW.{ident(MARK)} IS NOT DISTINCT FROM OLD.{ident(MARK)} AND ({_changed(sources)})"
-        if sources
-        else "false"
+        f"NEW.{ident(MARK)} IS NOT DISTINCT FROM OLD.{ident(MARK)} AND ({_changed(_volatile_columns(table))})"
     )
     update = GUARD_TRIGGER + "_update"
     return [
@@ -92,13 +89,14 @@ def _given(columns: Sequence[tuple[str, str | None]]) -> str:
     return " OR ".join(parts) or "false"
 
 
-def _volatile_sources(table: TableDesign) -> list[str]:
+def _volatile_columns(table: TableDesign) -> list[str]:
+    """Sources and targets of mirrors that are never computed twice."""
     found = [
-        s
+        column
         for direction in (table.up, table.down)
         for m in direction.mirrors
         if m.value.volatility == "volatile"
-        for s in m.value.sources
+        for column in (*m.value.sources, m.target)
     ]
     return list(dict.fromkeys(found))
 

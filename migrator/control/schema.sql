@@ -189,6 +189,18 @@ CREATE OR REPLACE FUNCTION dualwire.sidecar_report(
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     PERFORM dualwire._check_sidecar($1, $2);
+    -- A sidecar that leaves the mirroring to the guard is recorded, and what was verified before counts no more.
+    INSERT INTO dualwire.event (migration, kind, details)
+    SELECT (SELECT max(m.id) FROM dualwire.migration m WHERE m.phase NOT IN ('completed', 'rolled_back')),
+           'dual_write', jsonb_build_object('sidecar', s.id, 'service', s.service, 'enabled', $8->'dual_write_enabled')
+    FROM dualwire.sidecar s
+    WHERE s.id = $1
+      AND coalesce((s.stats->>'dual_write_enabled')::boolean, true)
+          IS DISTINCT FROM coalesce(($8->>'dual_write_enabled')::boolean, true);
+    IF FOUND THEN
+        UPDATE dualwire.migration m SET verified_epoch = NULL, verified_at = NULL
+        WHERE m.phase NOT IN ('completed', 'rolled_back');
+    END IF;
     UPDATE dualwire.sidecar s
     SET epoch = $3, epoch_id = $4, revision = $5, stats = coalesce($8, '{}'), seen_at = clock_timestamp(),
         lease_until = clock_timestamp() + make_interval(secs => greatest(1, least($6, 3600)))

@@ -137,12 +137,11 @@ def _completed(routing: Routing) -> Routing:
 
 
 async def _check_held(conn: asyncpg.Connection, hold: int) -> None:
-    rows = await conn.fetch(
-        "SELECT id, held, hold_id, lease_until > clock_timestamp() AS live FROM dualwire.sidecar"
-        " ORDER BY id FOR UPDATE"
-    )
+    # Row locks do not keep out a sidecar that registers just now: it would read the routing from before the swap.
+    await conn.execute("LOCK TABLE dualwire.sidecar IN EXCLUSIVE MODE")
+    rows = await conn.fetch("SELECT id, held, hold_id FROM dualwire.sidecar ORDER BY id FOR UPDATE")
     for row in rows:
-        if row["live"] and not (row["held"] and row["hold_id"] == hold):
+        if not (row["held"] and row["hold_id"] == hold):
             raise _NotHeld(f"sidecar {row['id']} does not hold")
 
 

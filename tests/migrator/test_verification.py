@@ -124,7 +124,7 @@ operations:
     assert label.startswith("huge-")
     await db.execute('UPDATE items SET "_dualwire_new_label" = \'mine\' WHERE id = 2')
     row = await db.fetchrow('SELECT "_dualwire_new_label", "_dualwire_mark" FROM items WHERE id = 2')
-    assert row[0] == "mine"
+    assert tuple(row) == ("mine", 3)
 
 
 async def test_settings_of_a_session_do_not_change_what_up_gives(db: Any, migrator: Migrator) -> None:
