@@ -8,7 +8,7 @@ while they are printed.
 from __future__ import annotations
 
 import json
-from typing import Any, Literal
+from typing import Literal
 
 import asyncpg
 from pydantic import BaseModel, ConfigDict
@@ -44,6 +44,8 @@ class CatalogColumn(Frozen):
     """Values that compare equal are the same value (no case-insensitive type or collation)."""
     equality: bool
     """The type has a default btree or hash operator class."""
+    extension: bool
+    """The type comes from an extension: its operators are not found under a pinned search_path."""
     comment: str | None
     grants: list[list[str]]
     """Column privileges as (grantee, privilege); grantee is SQL text."""
@@ -110,11 +112,13 @@ class CatalogTable(Frozen):
     constraints: list[CatalogCheck]
     indexes: list[CatalogIndex]
     triggers: list[CatalogTrigger]
-    dependents: list[Dependent]
-    foreign: list[str]
+    shadows: list[str]
+    """Other schemas that hold a relation of the same name."""
+    dependents: list[Dependent] = []
+    foreign: list[str] = []
     """Foreign keys of other tables that point here, as ``table.constraint (columns here)``."""
-    publications: list[str]
-    whole_row: list[str]
+    publications: list[str] = []
+    whole_row: list[str] = []
     """Functions whose signature or views whose text use the table's row type."""
 
     @property
@@ -149,32 +153,21 @@ async def find_table(conn: asyncpg.Connection, schema: str, name: str) -> int | 
     return None if value is None else int(value)
 
 
-async def read_table(conn: asyncpg.Connection, oid: int) -> CatalogTable:
-    """Everything about one table. Leaves the transaction and ``search_path`` as they were."""
-    path = await conn.fetchval("SELECT current_setting('search_path')")
-    await conn.execute("SELECT set_config('search_path', 'pg_catalog', false)")
-    try:
-        document = await conn.fetchval(_TABLE, oid)
-        parts: dict[str, Any] = json.loads(document)
-        for key, query in _PARTS.items():
-            parts[key] = [json.loads(r[0]) for r in await conn.fetch(query, oid)]
-        parts["publications"] = [p["name"] for p in parts["publications"]]
-        parts["foreign"] = [p["name"] for p in parts["foreign"]]
-        parts["whole_row"] = [p["name"] for p in parts["whole_row"]]
-        return CatalogTable.model_validate(parts)
-    finally:
-        await conn.execute("SELECT set_config('search_path', $1, false)", path)
+async def read_table(conn: asyncpg.Connection, oid: int, *, brief: bool = False) -> CatalogTable:
+    """Everything about one table, in one round trip. Leaves ``search_path`` as it was.
 
-
-async def shadows(conn: asyncpg.Connection, oid: int) -> list[str]:
-    """Other schemas that hold a relation of the same name."""
-    rows = await conn.fetch(
-        "SELECT n.nspname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
-        " WHERE c.relname = (SELECT relname FROM pg_class WHERE oid = $1) AND c.oid <> $1"
-        "   AND c.relkind IN ('r', 'p', 'v', 'm', 'f') AND n.nspname NOT LIKE 'pg\\_temp\\_%' ORDER BY 1",
-        oid,
-    )
-    return [str(r[0]) for r in rows]
+    Args:
+        brief: leave out what other objects have to do with it; for steps that hold locks.
+    """
+    query = _BRIEF if brief else _EVERYTHING
+    document = json.loads(await conn.fetchval(query, oid))
+    if document["path"] != "pg_catalog":
+        await conn.execute("SELECT set_config('search_path', 'pg_catalog', false)")
+        try:
+            document = json.loads(await conn.fetchval(query, oid))
+        finally:
+            await conn.execute("SELECT set_config('search_path', $1, false)", document["path"])
+    return CatalogTable.model_validate(document["table"] | document["parts"])
 
 
 _TABLE = """
@@ -213,6 +206,7 @@ SELECT json_build_object(
     OR (t.typcategory = 'A' AND EXISTS (
         SELECT FROM pg_opclass o JOIN pg_type e ON e.oid = t.typelem
         WHERE o.opcdefault AND (o.opcintype = e.oid OR e.typname = 'varchar' OR e.typtype = 'e'))),
+  'extension', bt.typtype = 'b' AND bt.typcategory <> 'A' AND bt.typnamespace <> 'pg_catalog'::regnamespace,
   'comment', col_description(a.attrelid, a.attnum),
   'grants', coalesce((
     SELECT json_agg(json_build_array(
@@ -220,6 +214,7 @@ SELECT json_build_object(
     FROM aclexplode(a.attacl) x), '[]'))
 FROM pg_attribute a
 JOIN pg_type t ON t.oid = a.atttypid
+JOIN pg_type bt ON bt.oid = coalesce(nullif(t.typbasetype, 0), t.oid)
 LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
 LEFT JOIN pg_collation co ON co.oid = a.attcollation
 LEFT JOIN pg_namespace cn ON cn.oid = co.collnamespace
@@ -288,14 +283,14 @@ FROM (
 """
 
 _FOREIGN = """
-SELECT json_build_object('name', o.conrelid::regclass || '.' || o.conname || ' (' || (
+SELECT to_json((o.conrelid::regclass || '.' || o.conname || ' (' || (
   SELECT string_agg(a.attname, ', ') FROM pg_attribute a
-  WHERE a.attrelid = o.confrelid AND a.attnum = ANY (o.confkey)) || ')')
-FROM pg_constraint o WHERE o.confrelid = $1 AND o.contype = 'f' ORDER BY 1::text
+  WHERE a.attrelid = o.confrelid AND a.attnum = ANY (o.confkey)) || ')')::text)
+FROM pg_constraint o WHERE o.confrelid = $1 AND o.contype = 'f' ORDER BY o.conname
 """
 
 _PUBLICATIONS = """
-SELECT json_build_object('name', p.pubname)
+SELECT to_json(p.pubname)
 FROM pg_publication p
 WHERE p.puballtables OR EXISTS (
     SELECT FROM pg_publication_rel r WHERE r.prpubid = p.oid AND r.prrelid = $1 AND r.prattrs IS NULL)
@@ -305,18 +300,44 @@ ORDER BY p.pubname
 """
 
 _WHOLE_ROW = """
-SELECT json_build_object('name', p.oid::regprocedure::text)
+SELECT to_json(p.oid::regprocedure::text)
 FROM pg_proc p, pg_class c
-WHERE c.oid = $1 AND (p.prorettype = c.reltype OR c.reltype = ANY (p.proargtypes)) ORDER BY 1::text
+WHERE c.oid = $1 AND (p.prorettype = c.reltype OR c.reltype = ANY (p.proargtypes)) ORDER BY p.oid
 """
 
-_PARTS = {
+_SHADOWS = """
+SELECT to_json(n.nspname)
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE c.relname = (SELECT relname FROM pg_class WHERE oid = $1) AND c.oid <> $1
+  AND c.relkind IN ('r', 'p', 'v', 'm', 'f') AND n.nspname NOT LIKE 'pg\\_temp\\_%' ORDER BY n.nspname
+"""
+
+_OWN = {
     "columns": _COLUMNS,
     "constraints": _CONSTRAINTS,
     "indexes": _INDEXES,
     "triggers": _TRIGGERS,
+    "shadows": _SHADOWS,
+}
+_AROUND = {
     "dependents": _DEPENDENTS,
     "foreign": _FOREIGN,
     "publications": _PUBLICATIONS,
     "whole_row": _WHOLE_ROW,
 }
+
+
+def _document(parts: dict[str, str]) -> str:
+    """One query that gives the table and the parts as one JSON document."""
+    listed = ", ".join(
+        f"'{key}', (SELECT coalesce(json_agg(part.j), '[]') FROM ({query}) AS part(j))"
+        for key, query in parts.items()
+    )
+    return (
+        f"SELECT json_build_object('path', current_setting('search_path'), 'table', ({_TABLE}),"
+        f" 'parts', json_build_object({listed}))"
+    )
+
+
+_BRIEF = _document(_OWN)
+_EVERYTHING = _document(_OWN | _AROUND)

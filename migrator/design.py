@@ -160,6 +160,8 @@ class TableDesign(Value):
     down: DirectionDesign
     mark: bool
     indexes: list[IndexDesign]
+    functions: list[str]
+    """What expand makes before it takes any lock on the table."""
     expand: list[str]
     shrink: list[str]
     """What undoes expand."""

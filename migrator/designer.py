@@ -32,6 +32,7 @@ from migrator.errors import Refused
 from migrator.expressions import Expression, parse_expression
 from migrator.indexes import index_designs
 from migrator.lint import judge_sql, judge_table
+from migrator.models import logical_order
 from migrator.spec import Migration
 from migrator.sqltext import cut, new_column_name
 
@@ -66,16 +67,6 @@ async def draft_of(
     for index, operation in enumerate(migration.operations):
         operation.apply(draft, index)
     return draft, tables
-
-
-def logical_order(table: CatalogTable, known: Sequence[tuple[str, str]] | None) -> list[tuple[str, str]]:
-    """The version's columns: the published order, without columns that are gone, new ones at the end."""
-    physical = [c.name for c in table.columns]
-    if known is None:
-        return [(name, name) for name in physical]
-    kept = [(logical, name) for logical, name in known if name in physical]
-    listed = {name for _, name in kept}
-    return kept + [(name, name) for name in physical if name not in listed]
 
 
 async def build(
@@ -220,6 +211,7 @@ class _TableBuilder:
             down=down,
             mark=mark,
             indexes=[],
+            functions=[],
             expand=[],
             shrink=[],
             native_validate=[],

@@ -3,25 +3,38 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import asyncpg
 
-from migrator.catalog import find_table, read_table
+from migrator.catalog import CatalogTable, find_table, read_table
 from migrator.design import Design
 from migrator.errors import Refused
 
 _OWN_INDEX = "_dualwire_index_"
 
 
-async def snapshot(conn: asyncpg.Connection, design: Design) -> dict[str, Any]:
+Catalogs = Mapping[int, CatalogTable]
+
+
+async def look(conn: asyncpg.Connection, design: Design) -> Catalogs:
+    """The migrated tables' catalog by OID; a table that is gone is left out."""
+    return {
+        table.oid: await read_table(conn, table.oid, brief=True)
+        for table in design.tables
+        if await find_table(conn, table.schema_name, table.name) == table.oid
+    }
+
+
+def snapshot(catalogs: Catalogs, design: Design) -> dict[str, Any]:
     """What matters of the migrated tables."""
     result: dict[str, Any] = {}
     for table in design.tables:
-        if await find_table(conn, table.schema_name, table.name) != table.oid:
+        catalog = catalogs.get(table.oid)
+        if catalog is None:
             result[table.label] = None
             continue
-        catalog = await read_table(conn, table.oid)
         result[table.label] = {
             "columns": {
                 c.name: [c.type_full, c.not_null, c.default, c.identity, c.generated, c.collation]
@@ -36,12 +49,16 @@ async def snapshot(conn: asyncpg.Connection, design: Design) -> dict[str, Any]:
     return json.loads(json.dumps(result))  # type: ignore[no-any-return]
 
 
-async def remember(conn: asyncpg.Connection, migration: int, design: Design) -> None:
+async def remember(
+    conn: asyncpg.Connection, migration: int, design: Design, catalogs: Catalogs | None = None
+) -> None:
     """Store the present state as the expected one."""
+    if catalogs is None:
+        catalogs = await look(conn, design)
     await conn.execute(
         "UPDATE dualwire.migration SET catalog = $2 WHERE id = $1",
         migration,
-        json.dumps(await snapshot(conn, design)),
+        json.dumps(snapshot(catalogs, design)),
     )
 
 
@@ -73,7 +90,7 @@ def differences(expected: dict[str, Any] | None, actual: dict[str, Any]) -> list
 
 async def check(conn: asyncpg.Connection, expected: dict[str, Any] | None, design: Design) -> None:
     """Refuse to go on over somebody else's DDL."""
-    found = differences(expected, await snapshot(conn, design))
+    found = differences(expected, snapshot(await look(conn, design), design))
     if found:
         raise Refused(
             "a migrated table was changed by somebody else: " + "; ".join(found[:10]),

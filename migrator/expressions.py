@@ -92,7 +92,8 @@ def parse_expression(text: str, where: str, qualifiers: Sequence[str] = ()) -> E
         raise Refused(f"{where}: an expression of 1 to {MAX_LENGTH} characters is needed")
     if match := _SELECT.match(body):
         body = body[match.end() :].strip()
-    target = _target(body)
+    # Both ways: "1) OR (1" is an expression only between parentheses, "1, 2" only there a row.
+    target = _target(_wrapped(body)) if _target(f"SELECT {body}\n") is not None else None
     if target is None:
         raise Refused(
             f"{where}: cannot be parsed as one expression: {text.strip()[:200]}",
@@ -110,9 +111,10 @@ def _wrapped(body: str) -> str:
 _PREFIX = len("SELECT (")
 
 
-def _target(body: str) -> dict[str, Any] | None:
+def _target(statement: str) -> dict[str, Any] | None:
+    """The only expression of a bare SELECT; None for anything else."""
     try:
-        tree = json.loads(parse_sql_json(_wrapped(body)))
+        tree = json.loads(parse_sql_json(statement))
     except (ParseError, RecursionError, ValueError):
         return None
     statements = tree.get("stmts", [])
@@ -121,7 +123,9 @@ def _target(body: str) -> dict[str, Any] | None:
     select = statements[0]["stmt"].get("SelectStmt", {})
     allowed = {"targetList", "limitOption", "op"}
     targets = select.get("targetList", [])
-    if set(select) - allowed or len(targets) != 1 or "name" in targets[0].get("ResTarget", {}):
+    if set(select) - allowed or len(targets) != 1 or "val" not in targets[0].get("ResTarget", {}):
+        return None
+    if "name" in targets[0]["ResTarget"]:
         return None
     value: dict[str, Any] = targets[0]["ResTarget"]["val"]
     return value

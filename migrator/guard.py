@@ -26,8 +26,53 @@ def guard_function_name(table: TableDesign, migration: int, number: int) -> str:
     return f"dualwire.guard_{migration}_{number}"
 
 
+def fill_function_name(function: str) -> str:
+    """The function that completes a new speaker's row before it is inserted, beside the guard function."""
+    return f"{function}_fill"
+
+
+def fill_function(table: TableDesign, function: str) -> list[str]:
+    """A new speaker's INSERT that was left to the guard must not fail on the old shape's NOT NULL constraints.
+
+    Those are checked before an AFTER trigger could repair the row, so the columns that it left NULL are computed
+    before. A row that was written in both shapes never comes here.
+    """
+    if not table.down.mirrors:
+        return []
+    sets = "\n".join(
+        f"    NEW.{ident(m.target)} := coalesce(NEW.{ident(m.target)}, {m.computed('NEW.')});"
+        for m in table.down.mirrors
+    )
+    body = f"\nBEGIN\n{sets}\n    RETURN NEW;\nEND"
+    schemas = sorted({s for m in table.down.mirrors for s in m.value.path})
+    path = ", ".join(["pg_catalog", *map(ident, schemas), "pg_temp"])
+    name = fill_function_name(function)
+    return [
+        f"CREATE OR REPLACE FUNCTION {name}() RETURNS trigger LANGUAGE plpgsql"
+        f" SET search_path = {path} AS {dollar(body)}",
+        f"REVOKE ALL ON FUNCTION {name}() FROM PUBLIC",
+    ]
+
+
+def fill_trigger(table: TableDesign, function: str) -> list[str]:
+    """DDL of the trigger that calls it; the last of the BEFORE triggers by its name."""
+    if not table.down.mirrors:
+        return []
+    missing = " OR ".join(f"NEW.{ident(m.target)} IS NULL" for m in table.down.mirrors)
+    trigger = ident(GUARD_TRIGGER + "_fill")
+    return [
+        f"CREATE TRIGGER {trigger} BEFORE INSERT ON {table.sql} FOR EACH ROW"
+        f" WHEN (NEW.{ident(MARK)} >= 3 AND ({missing})) EXECUTE FUNCTION {fill_function_name(function)}()",
+        f"ALTER TABLE {table.sql} ENABLE ALWAYS TRIGGER {trigger}",
+    ]
+
+
 def triggers(table: TableDesign, function: str) -> list[str]:
-    """DDL of the trigger; two where a volatile mirror needs the row as it was."""
+    """DDL of the guard's triggers; one more where a volatile mirror needs the row as it was."""
+    return [*_guard_triggers(table, function), *fill_trigger(table, function)]
+
+
+def _guard_triggers(table: TableDesign, function: str) -> list[str]:
     consistent = table.consistent("NEW.")
     insert = f"NOT ({consistent})"
     if not (table.up.volatile or table.down.volatile):
@@ -55,7 +100,9 @@ def drop_triggers(table: TableDesign, function: str) -> list[str]:
     return [
         f"DROP TRIGGER IF EXISTS {ident(GUARD_TRIGGER)} ON {table.sql}",
         f"DROP TRIGGER IF EXISTS {ident(GUARD_TRIGGER + '_update')} ON {table.sql}",
+        f"DROP TRIGGER IF EXISTS {ident(GUARD_TRIGGER + '_fill')} ON {table.sql}",
         f"DROP FUNCTION IF EXISTS {function}()",
+        f"DROP FUNCTION IF EXISTS {fill_function_name(function)}()",
     ]
 
 

@@ -106,14 +106,14 @@ def _columns(draft: TableDraft, catalog: CatalogTable, design: TableDesign) -> I
             yield error(
                 "generated", f"{design.label}.{slot.old}: changing a generated column is not supported yet"
             )
-        if slot.dropped and slot.down is None and column.not_null and column.default is None:
-            if not column.identity:
-                yield error(
-                    "drop_not_null",
-                    f"{design.label}.{slot.old} is NOT NULL without a default and drop_column has no down:"
-                    " inserts of new speakers would fail",
-                    "Give `down`, the value that old speakers see for rows of new speakers.",
-                )
+        has_value = column.default is not None or bool(column.identity) or bool(column.generated)
+        if slot.dropped and slot.down is None and column.not_null and not has_value:
+            yield error(
+                "drop_not_null",
+                f"{design.label}.{slot.old} is NOT NULL without a default and drop_column has no down:"
+                " inserts of new speakers would fail",
+                "Give `down`, the value that old speakers see for rows of new speakers.",
+            )
         if slot.dropped and slot.down is not None and (column.generated or column.identity == "a"):
             yield error("generated", f"{design.label}.{slot.old}: down for a generated column makes no sense")
     for new in design.columns:
@@ -142,6 +142,8 @@ def _equality(catalog: CatalogTable, probe: CatalogTable, design: TableDesign) -
                 f"{label}: type {column.type} has no equality, changes of it cannot be told",
                 "Use a type with an equality operator (jsonb instead of json).",
             )
+        elif column.extension:
+            yield error("extension_type", f"{label}: type {column.type} of an extension is not supported yet")
         elif not column.exact:
             yield error(
                 "inexact_equality",

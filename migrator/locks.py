@@ -39,6 +39,7 @@ async def with_tables_locked(
     what: str,
     options: LockOptions,
     progress: Progress,
+    before: Callable[[asyncpg.Connection], Awaitable[None]] | None = None,
     drain: bool = True,
     attempts: int | None = None,
 ) -> T:
@@ -46,6 +47,7 @@ async def with_tables_locked(
 
     Args:
         tables: (oid, schema, name).
+        before: what the transaction does before it takes the locks.
         attempts: how often; by default the options' number.
 
     Raises:
@@ -59,6 +61,8 @@ async def with_tables_locked(
         try:
             async with session.transaction() as conn:
                 await conn.execute(f"SET LOCAL lock_timeout = '{options.timeout_ms}ms'")
+                if before is not None:
+                    await before(conn)
                 for _, schema, name in ordered:
                     await conn.execute(f"LOCK TABLE ONLY {qualified(schema, name)} IN ACCESS EXCLUSIVE MODE")
                 return await run(conn)

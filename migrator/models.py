@@ -7,7 +7,7 @@ from typing import Literal, cast
 
 import asyncpg
 
-from migrator.catalog import CatalogTable, find_table, read_table, shadows
+from migrator.catalog import CatalogTable, find_table, read_table
 from migrator.design import DirectionDesign, TableDesign
 from migrator.sqltext import MARK
 from proxy.rewrite.model import Column, Direction, LogicalColumn, Mirror, TableModel
@@ -42,9 +42,8 @@ def _direction(design: DirectionDesign) -> Direction:
     )
 
 
-async def _model(
-    conn: asyncpg.Connection,
-    oid: int,
+def _model(
+    table: CatalogTable,
     old: Order,
     new: Order,
     *,
@@ -52,11 +51,10 @@ async def _model(
     down: Direction | None = None,
     mark: str | None = None,
 ) -> TableModel:
-    table = await read_table(conn, oid)
     return TableModel(
         schema=table.schema_name,
         name=table.name,
-        oid=oid,
+        oid=table.oid,
         columns=_columns(table),
         primary_key=tuple(table.primary_key),
         old=tuple(LogicalColumn(*pair) for pair in old),
@@ -64,20 +62,19 @@ async def _model(
         up=up or Direction(),
         down=down or Direction(),
         mark=mark,
-        shadows=tuple(await shadows(conn, oid)),
+        shadows=tuple(table.shadows),
     )
 
 
-async def frozen(conn: asyncpg.Connection, table: TableDesign) -> TableModel:
+def frozen(table: TableDesign, catalog: CatalogTable) -> TableModel:
     """The old version's columns and nothing else: before expand, and while a rollback is under way."""
-    return await _model(conn, table.oid, table.old, table.old)
+    return _model(catalog, table.old, table.old)
 
 
-async def mirrored(conn: asyncpg.Connection, table: TableDesign) -> TableModel:
+def mirrored(table: TableDesign, catalog: CatalogTable) -> TableModel:
     """Both versions with all mirrors: from expanded until closed."""
-    return await _model(
-        conn,
-        table.oid,
+    return _model(
+        catalog,
         table.old,
         table.new,
         up=_direction(table.up),
@@ -86,32 +83,38 @@ async def mirrored(conn: asyncpg.Connection, table: TableDesign) -> TableModel:
     )
 
 
-async def closed(conn: asyncpg.Connection, table: TableDesign) -> TableModel:
+def closed(table: TableDesign, catalog: CatalogTable) -> TableModel:
     """The new version only, still under the physical names of the migration."""
-    return await _model(conn, table.oid, table.new, table.new)
+    return _model(catalog, table.new, table.new)
 
 
-async def settled(conn: asyncpg.Connection, oid: int, order: Order) -> TableModel | None:
+def settled(catalog: CatalogTable, order: Order) -> TableModel | None:
     """A table outside of any migration; None where its columns need no rule."""
-    table = await read_table(conn, oid)
-    if [(c.name, c.name) for c in table.columns] == [tuple(pair) for pair in order]:
+    if [(c.name, c.name) for c in catalog.columns] == [tuple(pair) for pair in order]:
         return None
-    return await _model(conn, oid, order, order)
+    return _model(catalog, order, order)
+
+
+def logical_order(table: CatalogTable, known: Order | None) -> list[tuple[str, str]]:
+    """The version's columns: the published order, without columns that are gone, new ones at the end."""
+    physical = [c.name for c in table.columns]
+    if known is None:
+        return [(name, name) for name in physical]
+    kept = [(logical, name) for logical, name in known if name in physical]
+    listed = {name for _, name in kept}
+    return kept + [(name, name) for name in physical if name not in listed]
 
 
 async def untouched(
     conn: asyncpg.Connection, tables: Sequence[TableModel], design_oids: set[int]
 ) -> tuple[TableModel, ...]:
     """Published tables that a migration does not touch, with their catalog read again."""
-    from migrator.designer import logical_order
-
     kept = []
     for model in tables:
         if model.oid in design_oids or await find_table(conn, model.schema, model.name) != model.oid:
             continue
-        catalog = await read_table(conn, model.oid)
-        order = logical_order(catalog, [(c.name, c.column) for c in model.new])
-        fresh = await settled(conn, model.oid, order)
+        catalog = await read_table(conn, model.oid, brief=True)
+        fresh = settled(catalog, logical_order(catalog, [(c.name, c.column) for c in model.new]))
         if fresh is not None:
             kept.append(fresh)
     return tuple(kept)

@@ -1,4 +1,4 @@
-"""What only the server can tell before a migration starts: how we are connected, who else is at work, what we may do."""
+"""What only the server can tell before a migration starts: how we are connected, who is at work, what we may do."""
 
 from __future__ import annotations
 

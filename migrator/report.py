@@ -6,6 +6,7 @@ from typing import Any
 
 from migrator.design import Design
 from migrator.phases.backfill import update_statement
+from migrator.phases.expand import forward_of
 from migrator.phases.rollback import backward_of
 from migrator.progress import duration
 
@@ -37,12 +38,7 @@ def document(design: Design) -> dict[str, Any]:
 
 def phases(design: Design) -> list[dict[str, Any]]:
     """Every phase with what it does and undoes."""
-    expand = list(design.prelude)
-    for create in design.creates:
-        expand += create.statements
-    for table in design.tables:
-        expand += table.expand
-    expand += [s.up for s in design.sql if not s.on_complete]
+    expand = forward_of(design)
     batches = [update_statement(t).format(range="<key range>") for t in design.mirrored]
     builds = [i.create for t in design.tables for i in t.indexes]
     validate = [s for t in design.tables for s in t.native_validate]

@@ -9,7 +9,7 @@ from migrator import guard
 from migrator.catalog import CatalogColumn, CatalogTable
 from migrator.design import ConstraintDesign, NewColumn, TableDesign
 from migrator.draft import TableDraft
-from migrator.expressions import render
+from migrator.expressions import parse_expression, render
 from migrator.functions import drop_functions, mirror_function, ok_functions
 from migrator.sqltext import MARK, cut, ident, literal, qualified
 
@@ -23,7 +23,8 @@ def all_statements(
     function = guard.guard_function_name(table, migration, number)
     fence = f"dualwire.fence_{migration}_{number}"
     return {
-        "expand": _expand(table, catalog, draft, types, migration, function),
+        "functions": _functions(table, types, migration, function),
+        "expand": _expand(table, catalog, draft, function),
         "shrink": _shrink(table, function),
         "native_validate": _native_validate(table, draft),
         "relax": _relax(table, catalog),
@@ -42,9 +43,22 @@ def _path(table: TableDesign) -> list[str]:
     return [f"SET LOCAL search_path = {', '.join(['pg_catalog', *map(ident, needed)])}"]
 
 
-def _expand(
-    table: TableDesign, catalog: CatalogTable, draft: TableDraft, types: Types, migration: int, function: str
-) -> list[str]:
+def _functions(table: TableDesign, types: Types, migration: int, function: str) -> list[str]:
+    if not table.mark:
+        return []
+    statements = []
+    for direction in (table.up, table.down):
+        for mirror in direction.mirrors:
+            statements += mirror_function(mirror, types)
+        statements += ok_functions(direction, types)
+    return [
+        *statements,
+        *guard.guard_function(table, migration, function),
+        *guard.fill_function(table, function),
+    ]
+
+
+def _expand(table: TableDesign, catalog: CatalogTable, draft: TableDraft, function: str) -> list[str]:
     columns = [_add_column(c) for c in table.columns]
     if table.mark:
         columns.append(f"ADD COLUMN {ident(MARK)} smallint")
@@ -58,21 +72,14 @@ def _expand(
     ]
     if defaults:
         statements.append(f"ALTER TABLE {table.sql} " + ", ".join(defaults))
-    for column, constraint in _native_checks(table, draft):
+    for name, condition in _native_checks(table, draft):
         statements.append(
-            f"ALTER TABLE {table.sql} ADD CONSTRAINT {ident(constraint[0])} CHECK ({constraint[1]}) NOT VALID"
-            if column
-            else ""
+            f"ALTER TABLE {table.sql} ADD CONSTRAINT {ident(name)} CHECK ({condition}) NOT VALID"
         )
     statements += _grants(table, catalog)
     if table.mark:
-        for direction in (table.up, table.down):
-            for mirror in direction.mirrors:
-                statements += mirror_function(mirror, types)
-            statements += ok_functions(direction, types)
-        statements += guard.guard_function(table, migration, function)
         statements += guard.triggers(table, function)
-    return [s for s in statements if s]
+    return statements
 
 
 def _add_column(column: NewColumn) -> str:
@@ -87,22 +94,18 @@ def _add_column(column: NewColumn) -> str:
     return text
 
 
-def _native_checks(table: TableDesign, draft: TableDraft) -> list[tuple[NewColumn, tuple[str, str]]]:
+def _native_checks(table: TableDesign, draft: TableDraft) -> list[tuple[str, str]]:
     """Checks of columns that need no mirror: they bind from the start (name, condition)."""
-    found = []
-    for column in table.columns:
-        if not column.native:
-            continue
-        for slot in draft.slots:
-            if slot.new == column.final and slot.added:
-                for check in slot.checks:
-                    found.append((column, (check.name, _over_physical(check.expression, table))))
-    return found
+    native = {c.final for c in table.columns if c.native}
+    return [
+        (check.name, _over_physical(check.expression, table))
+        for slot in draft.slots
+        if slot.added and slot.new in native
+        for check in slot.checks
+    ]
 
 
 def _over_physical(text: str, table: TableDesign) -> str:
-    from migrator.expressions import parse_expression
-
     physical = dict(table.new)
     expression = parse_expression(text, f"{table.label}: check", [table.name])
     return expression.replace(lambda name: ident(physical.get(name, name)))
@@ -138,7 +141,7 @@ def _shrink(table: TableDesign, function: str) -> list[str]:
 def _native_validate(table: TableDesign, draft: TableDraft) -> list[str]:
     return [
         f"ALTER TABLE {table.sql} VALIDATE CONSTRAINT {ident(name)}"
-        for _, (name, _) in _native_checks(table, draft)
+        for name, _ in _native_checks(table, draft)
     ]
 
 

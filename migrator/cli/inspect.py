@@ -134,7 +134,7 @@ def drift(
             row = await store.active(conn)
             if row is None:
                 return "", []
-            actual = await drift_module.snapshot(conn, row.design)
+            actual = drift_module.snapshot(await drift_module.look(conn, row.design), row.design)
             return row.name, drift_module.differences(row.catalog, actual)
 
     async def take() -> tuple[str, list[str]]:
@@ -143,7 +143,7 @@ def drift(
             if row is None:
                 return "", []
             async with session.transaction() as conn:
-                actual = await drift_module.snapshot(conn, row.design)
+                actual = drift_module.snapshot(await drift_module.look(conn, row.design), row.design)
                 found = drift_module.differences(row.catalog, actual)
                 await drift_module.remember(conn, row.id, row.design)
                 await store.event(conn, "drift accepted", row.id, {"drift": found})

@@ -10,11 +10,13 @@ from datetime import timedelta
 from enum import StrEnum
 from typing import Any, TypeVar
 
+import asyncpg
 import typer
 
-from migrator.errors import DualwireError, Usage
+from migrator.errors import DualwireError, NotObtained
 
 T = TypeVar("T")
+INTERRUPTED = 130
 
 
 class Format(StrEnum):
@@ -50,17 +52,14 @@ def fail(error: DualwireError, output: Format) -> None:
 
 def perform(work: Coroutine[Any, Any, T], output: Format) -> T:
     """Run a command's coroutine; told errors become a block and an exit code."""
-    import asyncpg
-
     try:
         return asyncio.run(work)
     except DualwireError as error:
         fail(error, output)
     except KeyboardInterrupt:
-        fail(Usage("interrupted", hint="Run the same command again: it goes on where it stopped."), output)
+        print("interrupted; the same command goes on where it stopped", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from None
     except (asyncpg.PostgresConnectionError, asyncpg.InterfaceError, ConnectionError) as error:
-        from migrator.errors import NotObtained
-
         fail(
             NotObtained(
                 f"the connection to the server was lost: {error}",

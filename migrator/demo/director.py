@@ -155,6 +155,9 @@ class Director:
         await self._start("reports-1", "sqlalchemy", "shop-v2", MIXED, patient=True)
         await self._dwell()
         await self._check("expanded")
+        if self.plan.sabotage:
+            await self._sabotaged()
+            return
 
         await self._migrate("start", self._file(name), "--until", "verified")
         await self._served("web-1", "reports-1")
@@ -216,11 +219,28 @@ class Director:
             await asyncio.sleep(POLL_SECONDS)
 
     async def _sabotage(self) -> None:
-        """Breaks the product behind its back: the sidecars do not mirror in this run, and now no guard does
-        either.
+        """Breaks the product behind its back: no sidecar mirrors in this run, and now the guard does nothing.
+
+        The guard's trigger stays as it is, or the migrator would refuse to go on: the table was changed.
         """
-        await self._monitor.execute("ALTER TABLE orders DISABLE TRIGGER zzz_dualwire_guard")
-        self.display.note("SABOTAGE: dual writes are off in every sidecar, and the guard is disabled")
+        guard = await self._monitor.fetchval(
+            "SELECT tgfoid::regproc::text FROM pg_trigger "
+            "WHERE tgrelid = 'orders'::regclass AND tgname = 'zzz_dualwire_guard'"
+        )
+        if guard is None:
+            raise DemoError("there is no guard to sabotage")
+        await self._monitor.execute(
+            f"CREATE OR REPLACE FUNCTION {guard}() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'"
+        )
+        self.display.note("SABOTAGE: dual writes are off in every sidecar, and the guard does nothing")
+
+    async def _sabotaged(self) -> None:
+        """What the migrator makes of it; its own verification may notice, the ledger must."""
+        try:
+            await self._migrate("start", self._file(shop.ORDER_STATE), "--until", "verified")
+        except DemoError as noticed:
+            self.display.note(f"the migrator noticed: {noticed}")
+        await self._dwell()
 
     # Steps
 

@@ -132,7 +132,8 @@ class _Backfill:
         async with self.ctx.session.transaction() as conn:
             record = await conn.fetchrow(
                 "INSERT INTO dualwire.backfill AS b (migration, table_name, rows_total)"
-                " VALUES ($1, $2, (SELECT greatest(c.reltuples, 0)::bigint FROM pg_class c WHERE oid = $3))"
+                " VALUES ($1, $2, (SELECT CASE WHEN c.reltuples > 0 THEN c.reltuples::bigint"
+                f"  ELSE (SELECT count(*) FROM {self.table.sql}) END FROM pg_class c WHERE oid = $3))"
                 " ON CONFLICT (migration, table_name) DO UPDATE SET throttle = ''"
                 " RETURNING position, rows_done, rows_total, finished_at, batch_rows",
                 self.ctx.row.id,

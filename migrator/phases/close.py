@@ -73,7 +73,8 @@ async def run(ctx: Context) -> None:
         for table in ctx.design.tables:
             for statement in table.relax:
                 await conn.execute(statement)
-        tables = [await models.closed(conn, t) for t in ctx.design.tables]
+        catalogs = await ctx.look(conn)
+        tables = [models.closed(t, catalogs[t.oid]) for t in ctx.design.tables]
         await ctx.publish(
             conn,
             lambda r: replace(
@@ -89,7 +90,7 @@ async def run(ctx: Context) -> None:
             epoch=True,
         )
         await store.step_done(conn, ctx.row.id, "close", [s for t in ctx.design.tables for s in t.relax])
-        await ctx.finish_phase(conn, "closed")
+        await ctx.finish_phase(conn, "closed", catalogs)
 
     await with_tables_locked(
         ctx.session, ctx.tables, step, what="close", options=ctx.options.lock, progress=ctx.progress

@@ -78,10 +78,16 @@ class Context:
         """Refuse to go on over somebody else's DDL."""
         await drift.check(self.conn, self.row.catalog, self.design)
 
-    async def finish_phase(self, conn: asyncpg.Connection, phase: Phase) -> None:
+    async def look(self, conn: asyncpg.Connection) -> drift.Catalogs:
+        """The migrated tables as they are in the step's transaction."""
+        return await drift.look(conn, self.design)
+
+    async def finish_phase(
+        self, conn: asyncpg.Connection, phase: Phase, catalogs: drift.Catalogs | None = None
+    ) -> None:
         """Record, in the step's transaction, that the phase is reached and what the catalog is now."""
         await store.set_phase(conn, self.row.id, phase)
-        await drift.remember(conn, self.row.id, self.design)
+        await drift.remember(conn, self.row.id, self.design, catalogs)
 
     async def wait_acks(self, routing: Routing | None = None) -> Routing:
         """Wait until sidecars acknowledged the epoch that is published (again, after a crash)."""

@@ -8,19 +8,28 @@ import asyncpg
 
 from migrator import models
 from migrator.control import store
+from migrator.design import Design
 from migrator.errors import from_postgres
 from migrator.locks import with_tables_locked
 from migrator.phases.context import Context
+from migrator.sqltext import ident
 
 
 def forward(ctx: Context) -> list[str]:
     """The SQL of the step, in order."""
-    statements = list(ctx.design.prelude)
-    for create in ctx.design.creates:
+    return forward_of(ctx.design)
+
+
+def forward_of(design: Design) -> list[str]:
+    """The SQL that expands, in order."""
+    statements = list(design.prelude)
+    for table in design.tables:
+        statements += table.functions
+    for create in design.creates:
         statements += create.statements
-    for table in ctx.design.tables:
+    for table in design.tables:
         statements += table.expand
-    statements += [s.up for s in ctx.design.sql if not s.on_complete]
+    statements += [s.up for s in design.sql if not s.on_complete]
     return statements
 
 
@@ -28,11 +37,15 @@ async def run(ctx: Context) -> None:
     """Wait until sidecars expand lists, then install the new shape."""
     await ctx.wait_acks()
 
-    async def step(conn: asyncpg.Connection) -> None:
-        schema = ctx.design.schema_name
-        quoted = '"' + schema.replace('"', '""') + '"'
+    async def functions(conn: asyncpg.Connection) -> None:
         for statement in ctx.design.prelude:
             await conn.execute(statement)
+        for table in ctx.design.tables:
+            for statement in table.functions:
+                await conn.execute(statement)
+
+    async def step(conn: asyncpg.Connection) -> None:
+        quoted = ident(ctx.design.schema_name)
         # What the file's author wrote is read as it was written: with the schema in the path.
         await conn.execute(f"SET LOCAL search_path = pg_catalog, {quoted}")
         for create in ctx.design.creates:
@@ -47,10 +60,11 @@ async def run(ctx: Context) -> None:
             if not operation.on_complete:
                 await conn.execute(operation.up)
         await conn.execute("SET LOCAL search_path = pg_catalog")
-        tables = [await models.mirrored(conn, t) for t in ctx.design.tables]
+        catalogs = await ctx.look(conn)
+        tables = [models.mirrored(t, catalogs[t.oid]) for t in ctx.design.tables]
         await ctx.publish(conn, lambda r: replace(r, phase="expanded", dual_write=True), tables, epoch=True)
         await store.step_done(conn, ctx.row.id, "expand", forward(ctx))
-        await ctx.finish_phase(conn, "expanded")
+        await ctx.finish_phase(conn, "expanded", catalogs)
 
     try:
         await with_tables_locked(
@@ -58,6 +72,7 @@ async def run(ctx: Context) -> None:
             ctx.tables,
             step,
             what="expand",
+            before=functions,
             options=ctx.options.lock,
             progress=ctx.progress,
         )

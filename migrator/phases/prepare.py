@@ -12,7 +12,8 @@ from migrator.phases.context import Context
 async def run(ctx: Context) -> None:
     """Publish the frozen lists; sidecars expand ``*`` and missing lists from here on."""
     async with ctx.session.transaction() as conn:
-        tables = [await models.frozen(conn, t) for t in ctx.design.tables]
+        catalogs = await ctx.look(conn)
+        tables = [models.frozen(t, catalogs[t.oid]) for t in ctx.design.tables]
         versions = [*await store.completed_versions(conn), ctx.design.migration]
         await ctx.publish(
             conn,
@@ -34,4 +35,4 @@ async def run(ctx: Context) -> None:
             epoch=True,
         )
         await store.step_done(conn, ctx.row.id, "prepare")
-        await ctx.finish_phase(conn, "prepared")
+        await ctx.finish_phase(conn, "prepared", catalogs)

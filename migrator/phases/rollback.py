@@ -20,7 +20,7 @@ from migrator.design import TableDesign
 from migrator.errors import Refused, from_postgres
 from migrator.locks import with_tables_locked
 from migrator.phases.context import Context
-from migrator.sqltext import MARK, ident
+from migrator.sqltext import MARK, ident, qualified
 from proxy.rewrite.model import TableModel
 
 LISTED = 20
@@ -57,7 +57,7 @@ async def run(ctx: Context, *, accept_loss: bool) -> dict[str, Any]:
         if expanded:
             lost = await losses(ctx)
             _refuse_loss(lost, accept_loss)
-        await _withdraw(ctx)
+        await withdraw(ctx)
         await ctx.wait_acks()
         if expanded:
             lost = await losses(ctx)
@@ -119,7 +119,7 @@ def _loss_condition(table: TableDesign) -> str | None:
     return " OR ".join(parts) if parts else None
 
 
-async def _withdraw(ctx: Context) -> None:
+async def withdraw(ctx: Context) -> None:
     """New speakers are refused, old ones see their frozen lists and mirror no more."""
     if await store.step_state(ctx.conn, ctx.row.id, WITHDRAW) == "done":
         return
@@ -131,7 +131,8 @@ async def _withdraw(ctx: Context) -> None:
             "percent": before.percent,
             "dual_write": before.dual_write,
         }
-        tables = [await models.frozen(conn, t) for t in ctx.design.tables]
+        catalogs = await ctx.look(conn)
+        tables = [models.frozen(t, catalogs[t.oid]) for t in ctx.design.tables]
         await ctx.publish(
             conn,
             lambda r: replace(r, serves_new=False, auto="old", percent=0, dual_write=False, hold=None),
@@ -149,7 +150,8 @@ async def _restore(ctx: Context) -> None:
             "SELECT statements FROM dualwire.step WHERE migration = $1 AND name = $2", ctx.row.id, WITHDRAW
         )
         served = json.loads(text)
-        tables: list[TableModel] = [await models.mirrored(conn, t) for t in ctx.design.tables]
+        catalogs = await ctx.look(conn)
+        tables: list[TableModel] = [models.mirrored(t, catalogs[t.oid]) for t in ctx.design.tables]
         await ctx.publish(
             conn,
             lambda r: replace(
@@ -172,22 +174,18 @@ async def _shrink(ctx: Context, expanded: bool) -> None:
     for table in ctx.design.tables:
         for index in table.indexes:
             if expanded:
-                quoted = index.name.replace('"', '""')
-                schema = table.schema_name.replace('"', '""')
-                await ctx.conn.execute(f'DROP INDEX CONCURRENTLY IF EXISTS "{schema}"."{quoted}"')
+                name = qualified(table.schema_name, index.name)
+                await ctx.conn.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {name}")
 
     async def step(conn: asyncpg.Connection) -> None:
-        schema = ctx.design.schema_name.replace('"', '""')
         raw = {s.down for s in ctx.design.sql}
         for statement in statements:
             if statement in raw:
-                await conn.execute(f'SET LOCAL search_path = "{schema}", pg_catalog')
+                await conn.execute(f"SET LOCAL search_path = {ident(ctx.design.schema_name)}, pg_catalog")
             await conn.execute(statement)
             await conn.execute("SET LOCAL search_path = pg_catalog")
-        tables = [
-            await models.settled(conn, t.oid, [(name, physical) for name, physical in t.old])
-            for t in ctx.design.tables
-        ]
+        catalogs = await ctx.look(conn)
+        tables = [models.settled(catalogs[t.oid], t.old) for t in ctx.design.tables]
         versions = tuple(await store.completed_versions(conn))
         await ctx.publish(
             conn,

@@ -1,8 +1,7 @@
 """closed → completed: sidecars hold their statements, old columns go, new ones get their names, all in one step.
 
-A name gets another meaning here and reads cannot be fenced, so the transaction locks every sidecar's row and checks
-that each live one still holds. A sidecar lets its statements go only by updating its own row, so it waits for the
-outcome. Where the locks do not come in time, the hold is released with the old routing and everything is tried again.
+A name gets another meaning here and reads cannot be fenced, so the transaction locks the table of sidecars and checks
+that each one still holds. A sidecar lets its statements go only by updating its own row, so it waits for the outcome. Where the locks do not come in time, the hold is released with the old routing and everything is tried again.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from migrator.control import acks, publish, store
 from migrator.errors import DualwireError, NotObtained, from_postgres
 from migrator.locks import with_tables_locked
 from migrator.phases.context import Context
-from migrator.sqltext import qualified
+from migrator.sqltext import ident, qualified
 from proxy.control.routing import Hold, Routing
 
 
@@ -66,8 +65,7 @@ async def finish(ctx: Context) -> None:
         if not operation.on_complete or await store.step_state(ctx.conn, ctx.row.id, step) == "done":
             continue
         async with ctx.session.transaction() as conn:
-            schema = ctx.design.schema_name.replace('"', '""')
-            await conn.execute(f'SET LOCAL search_path = "{schema}", pg_catalog')
+            await conn.execute(f"SET LOCAL search_path = {ident(ctx.design.schema_name)}, pg_catalog")
             try:
                 await conn.execute(operation.up)
             except asyncpg.PostgresError as error:
@@ -102,10 +100,11 @@ async def _attempt(ctx: Context) -> None:
         cleanup = [s for t in ctx.design.tables for s in t.cleanup] + ctx.design.epilogue
         for statement in cleanup:
             await conn.execute(statement)
-        tables = [await models.settled(conn, t.oid, t.final) for t in ctx.design.tables]
+        catalogs = await ctx.look(conn)
+        tables = [models.settled(catalogs[t.oid], t.final) for t in ctx.design.tables]
         await ctx.publish(conn, _completed, [t for t in tables if t is not None], epoch=True)
         await store.step_done(conn, ctx.row.id, "swap", [*statements, *cleanup])
-        await drift.remember(conn, ctx.row.id, ctx.design)
+        await drift.remember(conn, ctx.row.id, ctx.design, catalogs)
 
     await with_tables_locked(
         ctx.session,
@@ -137,11 +136,12 @@ def _completed(routing: Routing) -> Routing:
 
 
 async def _check_held(conn: asyncpg.Connection, hold: int) -> None:
-    # Row locks do not keep out a sidecar that registers just now: it would read the routing from before the swap.
-    await conn.execute("LOCK TABLE dualwire.sidecar IN EXCLUSIVE MODE")
-    rows = await conn.fetch("SELECT id, held, hold_id FROM dualwire.sidecar ORDER BY id FOR UPDATE")
+    # No sidecar can let go, and none can register, until this transaction has ended. One whose lease ran out and
+    # that does not hold is ended before the next attempt.
+    await conn.execute("LOCK TABLE dualwire.sidecar IN SHARE ROW EXCLUSIVE MODE")
+    rows = await conn.fetch("SELECT id, held, hold_id FROM dualwire.sidecar ORDER BY id")
     for row in rows:
-        if not (row["held"] and row["hold_id"] == hold):
+        if not row["held"] or row["hold_id"] != hold:
             raise _NotHeld(f"sidecar {row['id']} does not hold")
 
 
@@ -168,9 +168,5 @@ async def _name_not_nulls(ctx: Context, conn: asyncpg.Connection) -> None:
             if not taken and len(wanted.encode()) <= 63:
                 await conn.execute(
                     f"ALTER TABLE {qualified(table.schema_name, table.name)}"
-                    f" RENAME CONSTRAINT {_quoted(row['conname'])} TO {_quoted(wanted)}"
+                    f" RENAME CONSTRAINT {ident(row['conname'])} TO {ident(wanted)}"
                 )
-
-
-def _quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'

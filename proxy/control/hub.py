@@ -87,7 +87,7 @@ class RoutingHub:
         return self.term.routing
 
     def listen(self, listener: Listener) -> None:
-        """Call ``listener`` after every publication."""
+        """Call ``listener`` for every publication, before parked statements act under it."""
         self._listeners.append(listener)
 
     # -- publication -------------------------------------------------------------------------------------------
@@ -101,14 +101,15 @@ class RoutingHub:
             if self.term.active:
                 self._earlier.append(self.term)
             self.term = Term(routing, self.term.serial + 1)
+        # Before anything that was parked goes on: no replica serves this state until it has replayed it.
+        for listener in self._listeners:
+            listener(routing)
         hold = routing.hold
         if hold is None or hold.id == self._spent_hold:
             self._end_hold(None)
         elif self.hold is None or self.hold.id != hold.id:
             self._end_hold(None)
             self.hold = HoldState(hold.id, frozenset(hold.tables), hold.seconds)
-        for listener in self._listeners:
-            listener(routing)
 
     # -- epochs ------------------------------------------------------------------------------------------------
 

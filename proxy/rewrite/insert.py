@@ -1,17 +1,21 @@
-"""INSERT: column lists supplied and translated, each row's mirrors appended, ON CONFLICT as in an UPDATE."""
+"""INSERT: column lists supplied and translated, each row's mirrors appended, ON CONFLICT as in an UPDATE.
+
+Rows that cannot take mirrors where they stand become a derived table (``proxy.rewrite.derived``).
+"""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 from proxy.rewrite.assign import assignments, mirror_set, set_name
+from proxy.rewrite.derived import ROWS, Derived, from_query, from_rows, query_end
 from proxy.rewrite.mirror import inserted_columns, inserted_mark, inserted_values
 from proxy.rewrite.modify import returning
 from proxy.rewrite.reasons import Reason
 from proxy.rewrite.relations import dml_target, is_star, with_clause
 from proxy.rewrite.resolve import Role, Scope, Source
 from proxy.rewrite.rules import Rule
-from proxy.rewrite.work import Refused, Unmirrorable, Work
+from proxy.rewrite.work import FALLBACK, Refused, Unmirrorable, Work
 from proxy.sql.parse import Node
 from proxy.sql.quote import ident, idents
 from proxy.sql.repeatable import repeatable
@@ -60,7 +64,11 @@ class _Insert:
             per_row = self._mirrored(columns)
             added = inserted_columns(self.rule) if per_row is not None else []
         except Unmirrorable as why:
-            self.work.leave_to_guard(self.rule, why.reason, why.sentence)
+            try:
+                self._derive(columns, why)
+                return
+            except Unmirrorable as reason:
+                self.work.leave_to_guard(self.rule, reason.reason, reason.sentence)
         if self.rule.mark is not None and (per_row is not None or self.rule.side == "new"):
             # A new speaker's row always says so: else the guard would take the old shape's nulls for the
             # truth.
@@ -71,7 +79,7 @@ class _Insert:
         if per_row is not None:
             self._append_mirrors(per_row)
         else:
-            self._append_marks()
+            self._append_marks(self.mark_recipe)
 
     def _width(self) -> int | None:
         """How many columns the rows have, if that is known."""
@@ -106,10 +114,10 @@ class _Insert:
             raise Unmirrorable(Reason.GUARD_DUAL_WRITE_OFF, "Dual writes are switched off in this sidecar.")
         if not work.inline:
             raise Unmirrorable(Reason.GUARD_PREPARE, "The statement is only prepared here.")
-        if self.query is not None and not self.rows:
-            raise Unmirrorable(Reason.GUARD_INSERT_SELECT, "The rows come from a query.")
         if any("indirection" in column["ResTarget"] for column in self.node.get("cols", ())):
             raise Unmirrorable(Reason.GUARD_SUBSCRIPT, "Only a part of a column is inserted.")
+        if self.query is not None and not self.rows:
+            raise Unmirrorable(Reason.GUARD_INSERT_SELECT, "The rows come from a query.")
         if self.query is None:
             return [self._row({})]
         if any(is_star(cell) for row in self.rows for cell in row):
@@ -120,6 +128,59 @@ class _Insert:
         )
         wanted = [(at, name) for at, name in enumerate(columns) if name in sources]
         return [self._row(self._cells(row, wanted, at)) for at, row in enumerate(self.rows)]
+
+    def _derive(self, columns: list[str], why: Unmirrorable) -> None:
+        """Write the derived form, or raise why this statement must be left to the guard."""
+        rule, work, node = self.rule, self.work, self.node
+        if why.reason is Reason.GUARD_INSERT_SELECT:
+            derived = from_query(work, rule, node, columns, self.width, self._query_start())
+        elif why.reason is Reason.GUARD_VOLATILE_EXPRESSION:
+            try:
+                derived = self._derived_rows(columns)
+            except Unmirrorable as other:
+                sentence = f"{why.sentence} {other.sentence}"
+                raise Unmirrorable(why.reason, sentence) from other
+        else:
+            raise why
+        values, marked = self._row(derived.cells)
+        added = inserted_columns(rule)
+        mark = rule.mark
+        if derived.columns == columns:
+            self._column_list(columns, added, mark)
+        else:
+            self._column_list(columns, [], mark if rule.side == "new" else None)
+            self._shorter_list(derived.columns + added + ([mark] if mark else []))
+        derived.write(work, [*values, *([marked] if mark else ())])
+        if mark and rule.side == "new":
+            self._append_marks(FALLBACK)
+        work.mirrored = True
+        work.tell(
+            Reason.DUAL_WRITE,
+            f"Rows inserted into {rule.model.qualified} get both shapes; what is inserted becomes a derived table, so"
+            " that each of its expressions is evaluated once.",
+        )
+
+    def _derived_rows(self, columns: list[str]) -> Derived:
+        tokens = self.work.tokens
+        start = tokens.starts[self._values_keyword()]
+        end = self.spans[-1][1] + 1  # the closing bracket has one byte
+        return from_rows(
+            self.work, self.rule, self.node, columns, [cells for cells, _ in self.spans], start, end
+        )
+
+    def _shorter_list(self, names: list[str]) -> None:
+        """Replace the column list by one that leaves out what is DEFAULT in every row."""
+        tokens = self.work.tokens
+        start = end = tokens.ends[self.target_end]
+        if "cols" in self.node:
+            end = tokens.ends[tokens.close_of(self.target_end + 1)]
+        self.work.only_in_fallback(start, end)
+        self.work.replace(start, end, f" ({idents(tuple(names))})", "mirror_insert")
+
+    def _query_start(self) -> int:
+        """The index of the first token after the column list."""
+        at = self.target_end + 1
+        return self.work.tokens.close_of(at) + 1 if "cols" in self.node else at
 
     def _row(self, cells: dict[str, str | None]) -> tuple[list[str], str]:
         return inserted_values(self.rule, cells), inserted_mark(self.rule, cells)
@@ -147,9 +208,7 @@ class _Insert:
 
     def _values_keyword(self) -> int:
         tokens = self.work.tokens
-        at = self.target_end + 1
-        if "cols" in self.node:
-            at = tokens.close_of(at) + 1
+        at = self._query_start()
         assert self.query is not None
         if "withClause" in self.query:
             outermost = tokens.find("VALUES", at)
@@ -210,17 +269,16 @@ class _Insert:
         work.mirrored = True
         work.tell(Reason.DUAL_WRITE, f"Rows inserted into {self.rule.model.qualified} get both shapes.")
 
-    def _append_marks(self) -> None:
+    def _append_marks(self, recipe: str) -> None:
         """A new speaker's rows that the guard must complete: only the mark is added."""
         if self.query is None:
             self._default_values([], [], "3::int2")
         elif self.rows:
             self._find_rows()
             for _, close in self.spans:
-                self.work.insert(close, ", 3::int2", self.mark_recipe)
+                self.work.insert(close, ", 3::int2", recipe)
         else:
-            for leaf in _leaves(self.query):
-                self._mark_leaf(leaf)
+            self._mark_query(self.query, recipe)
 
     def _default_values(self, names: list[str], values: list[str], marked: str) -> None:
         """DEFAULT VALUES has no room for more: it becomes a list and a row of what is added."""
@@ -236,17 +294,26 @@ class _Insert:
         self._insert(end, ", ".join(values) + between, "mirror_insert")
         work.insert(end, f"{marked})" if mark else ")", self.mark_recipe)
 
-    def _mark_leaf(self, leaf: Node) -> None:
-        targets = leaf.get("targetList")
-        if not targets or targets[-1]["ResTarget"].get("location", 0) < 0:
+    def _mark_query(self, query: Node, recipe: str) -> None:
+        """Add the mark to the lists of a query, or around it where TABLE or VALUES leaves no place."""
+        work, tokens = self.work, self.work.tokens
+        lists: list[list[Node]] = [leaf.get("targetList", []) for leaf in _leaves(query)]
+        if not all(lists) and not any("valuesLists" in leaf for leaf in _leaves(query)):
             raise Refused(
                 Reason.REFUSED_CONSTRUCT,
                 f"this INSERT into {self.rule.model.qualified} cannot be translated",
                 hint="Write its query as a SELECT with a list of columns.",
             )
-        tokens = self.work.tokens
-        end = tokens.item_end(tokens.at(targets[-1]["ResTarget"].get("location", 0)))
-        self.work.insert(tokens.ends[end - 1], ", 3::int2", self.mark_recipe)
+        lasts = [items[-1]["ResTarget"].get("location", 0) if items else -1 for items in lists]
+        if min(lasts) < 0:
+            first = self._query_start()
+            end = tokens.ends[query_end(work, self.node, first) - 1]
+            work.insert(tokens.starts[first], "SELECT *, 3::int2 FROM (", recipe)
+            work.insert(end, f") AS {ROWS}", recipe)
+            return
+        for last in lasts:
+            end = tokens.item_end(tokens.at(last))
+            work.insert(tokens.ends[end - 1], ", 3::int2", recipe)
 
     def _insert(self, at: int, text: str, recipe: str) -> None:
         if text:

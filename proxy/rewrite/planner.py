@@ -18,7 +18,7 @@ from proxy.rewrite.resolve import Scope, column_ref, indirection, row_expr
 from proxy.rewrite.rules import Catalog, Rule
 from proxy.rewrite.select import select
 from proxy.rewrite.utility import UTILITIES, names_in_code, other_statement, tables_named
-from proxy.rewrite.work import MIRROR_RECIPES, Handler, Refused, Work
+from proxy.rewrite.work import FALLBACK, MIRROR_RECIPES, Handler, Refused, Work
 from proxy.sql.classify import Classified, classify, worst_kind
 from proxy.sql.names import touches_names
 from proxy.sql.parse import Failure, Parsed, Statement, parse
@@ -138,7 +138,7 @@ class Planner:
         tables: tuple[str, ...],
     ) -> Plan:
         text = parsed.text
-        edits = ordered(work.edits)
+        edits = ordered(edit for edit in work.edits if edit.recipe != FALLBACK)
         if work.reasons:
             reason = strongest(work.reasons)
         elif tables:
@@ -168,7 +168,7 @@ class Planner:
 
         fallback = None
         if work.mirrored and all(self._has_guard(name) for name in tables):
-            kept = tuple(edit for edit in edits if edit.recipe not in MIRROR_RECIPES)
+            kept = ordered(edit for edit in work.edits if edit.recipe not in MIRROR_RECIPES)
             fallback = plan(kept, False, True, None)
         return plan(edits, work.mirrored, work.guarded, fallback)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from proxy.rewrite.plan import Edit, Refusal
@@ -19,6 +20,9 @@ Handler = Callable[["Work", Node, "Scope"], None]
 
 MIRROR_RECIPES = frozenset({"mirror_insert", "mirror_set"})
 """Recipes whose edits only serve the other shape: a plan's fallback is the text without them."""
+
+FALLBACK = "fallback"
+"""The recipe of edits that only the fallback has, where the text itself does the same in another way."""
 
 
 class Refused(Exception):
@@ -104,7 +108,8 @@ class Work:
 
     def rendered(self, start: int, end: int) -> str:
         """A part of the client's text with the edits made so far."""
-        return render(self.text, ordered(self.edits), start, end).decode()
+        edits = ordered(edit for edit in self.edits if edit.recipe != FALLBACK)
+        return render(self.text, edits, start, end).decode()
 
     def replace(self, start: int, end: int, text: str, recipe: str) -> None:
         """Ask for an edit."""
@@ -113,6 +118,13 @@ class Work:
     def insert(self, at: int, text: str, recipe: str) -> None:
         """Ask for an insertion."""
         self.edits.append(Edit(at, at, text.encode(), recipe))
+
+    def only_in_fallback(self, start: int, end: int) -> None:
+        """Give up the edits made so far within a part of the text, except in the fallback."""
+        self.edits[:] = [
+            replace(edit, recipe=FALLBACK) if start <= edit.start and edit.end <= end else edit
+            for edit in self.edits
+        ]
 
     def tell(self, reason: Reason, sentence: str) -> None:
         """Note why, for metrics and for people."""

@@ -43,6 +43,7 @@ class Login:
         self._startup: Startup | None = None
         self._exchange: ServerExchange | None = None
         self._known_user = False
+        self._admitted = False
         self._encrypted = False
         self._upgrading = False
         self._task: asyncio.Task[None] | None = None
@@ -53,13 +54,11 @@ class Login:
         if self._timer is not None:
             return
         limits = self._sidecar.settings.limits
-        self._timer = asyncio.get_running_loop().call_later(limits.client_login_timeout, self._too_slow)
-        if not self._sidecar.admit(self._client):
-            self._refuse(
-                "53300",
-                f"sorry, too many clients already (max_clients is {limits.max_clients})",
-                "Raise limits.max_clients in the sidecar's configuration.",
-            )
+        self._admitted = self._sidecar.admit(self._client)
+        # One too many is told so when it has said who it is, as PostgreSQL does: a driver that begins with an
+        # SSLRequest would not understand an earlier error.
+        patience = limits.client_login_timeout if self._admitted else min(limits.client_login_timeout, 5.0)
+        self._timer = asyncio.get_running_loop().call_later(patience, self._too_slow)
 
     def abandon(self) -> None:
         """The client has gone, or is established."""
@@ -140,6 +139,14 @@ class Login:
 
     def _authenticate(self, startup: Startup) -> None:
         user = startup.parameters["user"]
+        if not self._admitted:
+            limit = self._sidecar.settings.limits.max_clients
+            self._refuse(
+                "53300",
+                f"sorry, too many clients already (max_clients is {limit})",
+                "Raise limits.max_clients in the sidecar's configuration.",
+            )
+            return
         if startup.minor or startup.unknown_options:
             names = b"".join(name.encode() + b"\0" for name in startup.unknown_options)
             count = len(startup.unknown_options).to_bytes(4, "big")

@@ -65,3 +65,5 @@ class Flight:
     started: float
     settings: tuple[tuple[str, str | None], ...] = ()
     failed: bool = False
+    discards: bool = False
+    """A DISCARD ALL is in it."""

@@ -30,6 +30,8 @@ from proxy.wire.framing import Framer
 IDLE, IN_TRANSACTION, FAILED = b"ITE"
 MAX_BATCH = 1 << 20
 """Bytes of an unfinished batch that are held back before it is decided as it stands."""
+_MAY_FORGET = frozenset(bytes((byte,)) for byte in b"dD \t\n\r/-")
+"""How a DEALLOCATE or DISCARD may begin."""
 _ENDS = frozenset((m.QUERY, m.SYNC, m.FUNCTION_CALL))
 
 
@@ -49,10 +51,16 @@ class _Replies:
         self._session.on_copy_in(swallowed_sync)
 
     def on_error(self, message: bytes) -> None:
-        self._session.on_error(message)
+        self._session.on_error(self._target, message)
 
     def on_parameter(self, name: str, value: str) -> None:
         self._session.on_parameter(self._target, name, value)
+
+    def on_notification(self) -> None:
+        self._session.on_notification()
+
+    def on_skipped(self) -> None:
+        self._session.on_skipped()
 
 
 class Session:
@@ -100,6 +108,7 @@ class Session:
         self._routing: RoutingView | None = None
         self._sides: dict[str, Side | Refusal] = {}
         self._reroute_due = True
+        self._mixed = False
         self._refusal: Refusal | None = None
         self.speaks = version
         """The version that new statements belong to: a concrete name once routing is known."""
@@ -117,7 +126,12 @@ class Session:
     def _on_frame(self, frame: bytes) -> None:
         kind = frame[0]
         if kind in (m.COPY_DATA, m.COPY_DONE, m.COPY_FAIL):
-            self._on_copy_frame(kind, frame)
+            if self._batch:
+                self._complete()
+            if self._ready:
+                self._ready.append([frame])
+            else:
+                self._send_copy(kind, frame)
             return
         if kind == m.TERMINATE:
             self.port.finish()
@@ -132,11 +146,9 @@ class Session:
         if kind in _ENDS or kind == m.FLUSH or self._batch_bytes > MAX_BATCH:
             self._complete()
 
-    def _on_copy_frame(self, kind: int, frame: bytes) -> None:
+    def _send_copy(self, kind: int, frame: bytes) -> None:
         """COPY data. Outside of a copy PostgreSQL ignores it silently; so may we, but not before replies are in."""
         if not self.copying and not self.flights:
-            if self._ready:
-                self._ready.append([frame])
             return
         self.port.to_server(self.target, frame)
         if kind != m.COPY_DATA:
@@ -144,6 +156,8 @@ class Session:
                 self.copying = False
             else:
                 self._copy_over = True
+                queue = self.queues[self.target]
+                queue.keep_sync = not queue.awaits_sync()
 
     def _complete(self) -> None:
         self._ready.append(self._batch)
@@ -157,8 +171,12 @@ class Session:
                 self._ready.popleft()
 
     def _resume(self) -> None:
+        """Go on, called by whoever a session waited for: what its client did wrong is nobody else's business."""
         self.blocked = ""
-        self._pump()
+        try:
+            self._pump()
+        except ProtocolViolation as exc:
+            self.port.fail("08P01", f"invalid message: {exc}")
 
     @property
     def waiting(self) -> bool:
@@ -181,6 +199,7 @@ class Session:
                 self._refusal = None
                 self.speaks = routing.new if side == "new" and routing.new is not None else routing.old
             self._reroute_due = False
+            self._mixed = True
 
     def _side_of(self, version: str) -> Side | Refusal:
         side = self._sides.get(version)
@@ -200,13 +219,16 @@ class Session:
         if term.routing is not self._routing or self._reroute_due:
             self._reroute(term.routing)
         if frames[0][0] in (m.COPY_DATA, m.COPY_DONE, m.COPY_FAIL):
-            self._on_copy_frame(frames[0][0], frames[0])
+            self._send_copy(frames[0][0], frames[0])
             return True
+        if self._mixed:
+            self._mixed = self.outbox.foreign(self.speaks)
         if (
             not term.routing.tables
             and not context.reads.enabled
             and self._refusal is None
             and self._open is None
+            and not self._mixed
             and not self.outbox.prepared[Target.PRIMARY].rewritten
             and self._pass(frames, term)
         ):
@@ -253,7 +275,8 @@ class Session:
         if self.flights:
             if self.target is Target.PRIMARY:
                 return Target.PRIMARY, "pipelined"
-            if self._open is not None or (work.reads_only and last in _ENDS):
+            # The same replica as before, if it is still fit for this one too.
+            if work.reads_only and last in _ENDS and self._replica_for(work)[0] == self.replica:
                 return Target.REPLICA, "pipelined"
             return None, "drain"
         if self.status != IDLE:
@@ -266,13 +289,7 @@ class Session:
             return Target.PRIMARY, "unfinished_batch"
         if not work.plans:
             return Target.PRIMARY, "no_statement"
-        if not self.settings.portable:
-            return Target.PRIMARY, "session_state"
-        for plan in work.plans:
-            servable = self.context.reads.servable(plan, self.settings.search_path, self.user)
-            if not servable:
-                return Target.PRIMARY, "relation_unknown" if servable is None else "relation_unsafe"
-        index, reason = self.context.reads.choose(self.seen, self.replica)
+        index, reason = self._replica_for(work)
         if index is None:
             self._behind = reason == "read_your_writes"
             return Target.PRIMARY, reason
@@ -281,6 +298,16 @@ class Session:
         self.replica = index
         return Target.REPLICA, reason
 
+    def _replica_for(self, work: Work) -> tuple[int | None, str]:
+        """The replica that can serve a read, or None, and the reason."""
+        if not self.settings.portable:
+            return None, "session_state"
+        for plan in work.plans:
+            servable = self.context.reads.servable(plan, self.settings.search_path, self.user)
+            if not servable:
+                return None, "relation_unknown" if servable is None else "relation_unsafe"
+        return self.context.reads.choose(self.seen, self.replica)
+
     def _on_verdict(self, verdict: Verdict) -> None:
         if not self.closed and self.blocked == "probe":
             if not verdict.mirrored:
@@ -288,10 +315,11 @@ class Session:
             self._resume()
 
     def _on_release(self, refusal: Refusal | None) -> None:
-        self.context.stats.parked -= 1
         if self.closed:
             return
+        self.context.stats.parked -= 1
         if refusal is not None:
+            self.blocked = ""
             self.port.fail(refusal.sqlstate, refusal.message, refusal.hint)
             return
         self._resume()
@@ -309,20 +337,22 @@ class Session:
         for frame in frames:
             kind = frame[0]
             if kind == m.PARSE:
-                if frame[5]:
+                if frame[5:6] != b"\0":
                     return False
                 self.outbox.statements[b""] = statement = Statement(frame, self.speaks)
-                prepared.texts[b""] = statement.text
+                prepared.texts[b""] = statement.sent
             elif kind == m.CLOSE:
                 return False
             elif kind == m.EXECUTE:
                 queries += 1
-        if end == m.QUERY:
-            queries = 1
-            if last[5] in b"dD \t\n\r":
-                self._forget(last[5:-1])
         self.context.stats.queries += queries
+        # Settings and temporary relations are not followed here; should replicas be switched on, not for this session.
+        self.settings.unknown = True
         flight = Flight(term, Target.PRIMARY, self.context.clock())
+        if end == m.QUERY:
+            self.context.stats.queries += 1
+            if last[5:6] in _MAY_FORGET:
+                self._forget(last[5:-1], flight)
         term.active += 1
         self.flights.append(flight)
         self.target = Target.PRIMARY
@@ -362,10 +392,9 @@ class Session:
             queue.expect(entry)
         self.port.to_server(target, out[0] if len(out) == 1 else b"".join(out))
 
-    def _forget(self, text: bytes) -> None:
+    def _forget(self, text: bytes, flight: Flight) -> None:
         """Follow an SQL DEALLOCATE or DISCARD."""
-        if self.outbox.forget(text):
-            self.settings.discard()
+        flight.discards = self.outbox.forget(text) or flight.discards
 
     def _note(self, item: Item, plan: Plan, flight: Flight) -> None:
         """What sending the statement means for the session and its counters."""
@@ -389,7 +418,7 @@ class Session:
             elif plan.kind is not Kind.READ and plan.settings:
                 self.settings.unknown = True
             if plan.kind in (Kind.SESSION, Kind.UNPARSED):
-                self._forget(item.frame[5:-1] if item.statement is None else item.statement.text)
+                self._forget(item.frame[5:-1] if item.statement is None else item.statement.text, flight)
             if plan.temp_relations:
                 self.settings.temp |= frozenset(plan.temp_relations)
 
@@ -398,7 +427,12 @@ class Session:
     def feed_server(self, target: Target, data: bytes) -> None:
         """Bytes from a server; what the client gets goes to the port. Raises ProtocolViolation."""
         stats = self.context.stats
-        for chunk in self.queues[target].feed(data):
+        queue = self.queues[target]
+        # What a replica says unasked (that it shuts down, what was reconfigured there) is not for the client.
+        unasked = target is Target.REPLICA and not len(queue)
+        for chunk in queue.feed(data):
+            if unasked:
+                break
             stats.bytes_to_clients += len(chunk)
             self.port.to_client(chunk)
         if self.blocked == "drain" and not self.flights:
@@ -410,9 +444,16 @@ class Session:
         flight = self.flights.popleft()
         context.hub.leave(flight.term)
         context.stats.latency.observe(context.clock() - flight.started)
-        self.copying = self._copy_over = False
-        if flight.settings and not flight.failed and status == IDLE:
-            self.settings.apply(flight.settings)
+        self.copying = False
+        if self._copy_over:
+            self._copy_over = self.queues[target].keep_sync = False
+        if flight.settings:
+            if status == IDLE and not flight.failed:
+                self.settings.apply(flight.settings)
+            else:
+                self.settings.unknown = True
+        if flight.discards and not flight.failed:
+            self.settings.discard()
         if target is Target.PRIMARY:
             if (status == IDLE) != (self.status == IDLE):
                 context.stats.transactions_open += 1 if self.status == IDLE else -1
@@ -433,13 +474,27 @@ class Session:
             self._open = self.flights[0]
         self.copying = not self._copy_over
 
-    def on_error(self, message: bytes) -> None:
+    def on_error(self, target: Target, message: bytes) -> None:
         """A server answered with an error."""
+        if target is Target.REPLICA and not len(self.queues[target]):
+            return
         self.context.stats.errors += 1
         self.saw_fatal = self.saw_fatal or b"VFATAL\0" in message[:64]
         self.copying = False
         if self.flights:
             self.flights[0].failed = True
+
+    def on_skipped(self) -> None:
+        """A server discards the Query that ended a batch: its batch goes on until the next Sync."""
+        if len(self.flights) > 1:
+            self.context.hub.leave(self.flights.popleft().term)
+            self.flights[0].failed = True
+        else:
+            self._open = self.flights[0]
+
+    def on_notification(self) -> None:
+        """What the client hears of may not be on a replica yet."""
+        self.seen = self.context.reads.sent
 
     def on_parameter(self, target: Target, name: str, value: str) -> None:
         """A reported setting changed."""

@@ -10,6 +10,8 @@ would be, and the server's error by ours.
 from __future__ import annotations
 
 import functools
+import re
+from collections.abc import Callable
 
 from proxy.rewrite.plan import Plan, Refusal
 from proxy.session.ports import Target
@@ -20,7 +22,6 @@ from proxy.session.replies import (
     PLAIN_EXECUTE,
     PLAIN_QUERY,
     PLAIN_SYNC,
-    SKIPPED_CLOSE,
     Mode,
     Reply,
 )
@@ -35,6 +36,7 @@ REFUSED_TEXT = b"/* refused by dualwire, see the client's error */ refused_by_du
 """What a server gets instead of a refused statement; it does not parse."""
 _REFUSED_PARSE = m.parse(b"refused_by_dualwire", REFUSED_TEXT, ())
 _REFUSED_QUERY = m.query(REFUSED_TEXT)
+_DISCARD_ALL = re.compile(rb"\bDISCARD\s+ALL\b", re.IGNORECASE)
 PLAIN = {
     m.BIND: PLAIN_BIND,
     m.EXECUTE: PLAIN_EXECUTE,
@@ -97,18 +99,26 @@ class Outbox:
             out.append(m.parse(name, plan.text, item.oids))
         else:
             out.append(item.frame)
-        previous = self.statements.get(name)
-        if name and previous is not None:
-            # The server knows that name already and will say so (42P05): the first statement stays what it is.
-            return Reply(m.PARSE)
+        # A name that is taken already fails (42P05), and then the first statement stays what it is.
+        undo = self._undo(target, name)
         self.statements[name] = statement
-        self.prepared[target].put(name, plan.text, plan.rewritten)
+        self.prepared[target].put(name, (plan.text, item.oids), plan.rewritten)
+        if target is Target.REPLICA:
+            self.prepared[Target.PRIMARY].lack(name)
         edits = functools.partial(_map_position, plan, statement.text) if plan.rewritten else None
-        return Reply(m.PARSE, undo=functools.partial(self._undo_parse, target, name), edits=edits)
+        return Reply(m.PARSE, undo=undo, edits=edits)
 
-    def _undo_parse(self, target: Target, name: bytes) -> None:
-        self.statements.pop(name, None)
-        self.prepared[target].drop(name)
+    def _undo(self, target: Target, name: bytes) -> Callable[[], None]:
+        statement, back = self.statements.get(name), self.prepared[target].undo(name)
+
+        def undo() -> None:
+            back()
+            if statement is None or not name:
+                self.statements.pop(name, None)
+            else:
+                self.statements[name] = statement
+
+        return undo
 
     def _ensure_prepared(
         self, item: Item, plan: Plan, target: Target, out: list[bytes], entries: list[Reply]
@@ -116,39 +126,35 @@ class Outbox:
         """Prepare the statement behind the client's back where the server has not the text that is wanted now."""
         prepared = self.prepared[target]
         known = prepared.texts.get(item.name)
-        if known == plan.text:
+        if known is not None and known[0] == plan.text and known[1] == item.oids:
             return
         if known is not None and item.name:
             out.append(m.close_statement(item.name))
-            entries.append(SKIPPED_CLOSE)
+            entries.append(Reply(m.CLOSE, Mode.SKIP, undo=prepared.undo(item.name)))
+            prepared.drop(item.name)
         out.append(m.parse(item.name, plan.text, item.oids))
-        prepared.put(item.name, plan.text, plan.rewritten)
-        entries.append(Reply(m.PARSE, Mode.SKIP, undo=functools.partial(prepared.drop, item.name)))
+        entries.append(Reply(m.PARSE, Mode.SKIP, undo=prepared.undo(item.name)))
+        prepared.put(item.name, (plan.text, item.oids), plan.rewritten)
 
     def _emit_close(self, item: Item, target: Target) -> Reply:
         if item.frame[5] != ord("S"):
             return Reply(m.CLOSE)
-        statement = self.statements.pop(item.name, None)
-        prepared = self.prepared[target]
-        text = prepared.texts.get(item.name)
-        rewritten = item.name in prepared.rewritten
-        prepared.drop(item.name)
-
-        def undo() -> None:
-            if statement is not None:
-                self.statements[item.name] = statement
-            if text is not None:
-                prepared.put(item.name, text, rewritten)
-
+        undo = self._undo(target, item.name)
+        self.statements.pop(item.name, None)
+        self.prepared[target].drop(item.name)
         return Reply(m.CLOSE, undo=undo)
 
+    def foreign(self, version: str) -> bool:
+        """Whether there are statements of another version: each must be looked at before it is used."""
+        return any(statement.version != version for statement in self.statements.values())
+
     def forget(self, text: bytes) -> bool:
-        """Follow an SQL DEALLOCATE or DISCARD; True if it was DISCARD, which resets the session's settings too."""
+        """Follow an SQL DEALLOCATE or DISCARD; True if it was DISCARD ALL, which resets the session's settings too."""
         name = deallocated(text)
         if name == b"":
             self.statements.clear()
             self.prepared[Target.PRIMARY].clear()
-            return text.lstrip()[:3].lower() != b"dea"
+            return _DISCARD_ALL.search(text) is not None
         if name is not None:
             self.statements.pop(name, None)
             self.prepared[Target.PRIMARY].drop(name)

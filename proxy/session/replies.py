@@ -77,7 +77,6 @@ PLAIN_BIND = Reply(m.BIND)
 PLAIN_EXECUTE = Reply(m.EXECUTE)
 PLAIN_DESCRIBE = Reply(m.DESCRIBE)
 SKIPPED_PARSE = Reply(m.PARSE, Mode.SKIP)
-SKIPPED_CLOSE = Reply(m.CLOSE, Mode.SKIP)
 
 COMPLETED_BY: dict[int, frozenset[int]] = {
     m.PARSE: frozenset((m.PARSE_COMPLETE,)),
@@ -95,7 +94,6 @@ _UNMATCHED = frozenset(
         m.DATA_ROW,
         m.COPY_DATA,
         m.NOTICE_RESPONSE,
-        m.NOTIFICATION,
         m.PARAMETER_DESCRIPTION,
         m.COPY_DONE,
         m.FUNCTION_RESPONSE,
@@ -119,11 +117,17 @@ class ReplyHandler(Protocol):
     def on_parameter(self, name: str, value: str) -> None:
         """ParameterStatus came."""
 
+    def on_notification(self) -> None:
+        """NotificationResponse came."""
+
+    def on_skipped(self) -> None:
+        """A Query or FunctionCall was discarded after an error: no ReadyForQuery of its own will come."""
+
 
 class ReplyQueue:
     """Expected replies of one server connection; see the module's docstring for its rules."""
 
-    __slots__ = ("_entries", "_handler", "_need", "_tail", "_through")
+    __slots__ = ("_entries", "_handler", "_need", "_tail", "_through", "keep_sync")
 
     def __init__(self, handler: ReplyHandler) -> None:
         self._entries: deque[Reply] = deque()
@@ -131,6 +135,8 @@ class ReplyQueue:
         self._tail = bytearray()
         self._need = 0
         self._through = 0
+        self.keep_sync = False
+        """COPY data was sent to its end before CopyInResponse came and before any Sync: none is swallowed."""
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -145,6 +151,10 @@ class ReplyQueue:
         self._entries.clear()
         self._tail.clear()
         self._need = self._through = 0
+
+    def awaits_sync(self) -> bool:
+        """Whether a Sync is under way."""
+        return any(entry.request == m.SYNC for entry in self._entries)
 
     def expect(self, reply: Reply) -> None:
         """Append the entry of a request that is about to be sent."""
@@ -212,6 +222,9 @@ class ReplyQueue:
         if kind == m.PARAMETER_STATUS:
             self._handler.on_parameter(*m.read_parameter_status(data[position:end]))
             return None
+        if kind == m.NOTIFICATION:
+            self._handler.on_notification()
+            return None
         if kind == m.COPY_IN_RESPONSE:
             self._copy_in()
             return None
@@ -237,15 +250,20 @@ class ReplyQueue:
         elif head.edits is not None:
             replacement = head.edits(message)
         if head.request not in _COARSE:
+            discarded: list[Reply] = []
             while entries and entries[0].request != m.SYNC:
-                entry = entries.popleft()
+                discarded.append(entries.popleft())
+            # Last in, first out: each brings back what held when it was sent.
+            for entry in reversed(discarded):
                 if entry.undo is not None:
                     entry.undo()
+                elif entry.request in _COARSE:
+                    self._handler.on_skipped()
         return replacement
 
     def _copy_in(self) -> None:
         swallowed = False
-        if self._entries and self._entries[0].request != m.QUERY:
+        if self._entries and self._entries[0].request != m.QUERY and not self.keep_sync:
             for index, entry in enumerate(self._entries):
                 if entry.request == m.SYNC:
                     del self._entries[index]

@@ -8,14 +8,19 @@ current epoch wants is compared with the text that the server connection has, an
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 from proxy.wire import messages as m
 
 _DEALLOCATE = re.compile(
-    rb"""\s*(?:DEALLOCATE\s+(?:PREPARE\s+)?(?:(?P<all>ALL)\b|"(?P<quoted>(?:[^"]|"")+)"|(?P<name>\w+))
+    rb"""(?:\s|--[^\n]*(?:\n|\Z)|/\*.*?\*/)*(?:DEALLOCATE\s+(?:PREPARE\s+)?(?:(?P<all>ALL)\b|"(?P<quoted>(?:[^"]|"")+)"|(?P<name>\w+))
         |(?P<discard>DISCARD\s+(?:ALL|PLANS))\b)""",
-    re.IGNORECASE | re.VERBOSE,
+    re.IGNORECASE | re.VERBOSE | re.DOTALL,
 )
+
+
+Sent = tuple[bytes, tuple[int, ...]]
+"""A statement's text and the parameter types declared with it."""
 
 
 class Statement:
@@ -44,28 +49,52 @@ class Statement:
         return self._read()[1]
 
     @property
+    def sent(self) -> Sent:
+        """Text and types, as the client gave them."""
+        _, text, oids = self._parts or self._read()
+        return text, oids
+
+    @property
     def oids(self) -> tuple[int, ...]:
         """Parameter types that the client declared."""
         return self._read()[2]
 
 
 class Prepared:
-    """What one server connection has prepared: statement name to the text that was sent there."""
+    """What one server connection has prepared: statement name to the text and the types that were sent there."""
 
     __slots__ = ("rewritten", "texts")
 
     def __init__(self) -> None:
-        self.texts: dict[bytes, bytes] = {}
+        self.texts: dict[bytes, Sent] = {}
         self.rewritten: set[bytes] = set()
         """Names whose text differs from the client's: as long as there are any, no batch may pass unseen."""
 
-    def put(self, name: bytes, text: bytes, rewritten: bool) -> None:
+    def put(self, name: bytes, sent: Sent, rewritten: bool) -> None:
         """The connection is about to get this statement."""
-        self.texts[name] = text
+        self.texts[name] = sent
         if rewritten:
             self.rewritten.add(name)
         else:
             self.rewritten.discard(name)
+
+    def undo(self, name: bytes) -> Callable[[], None]:
+        """What brings back what the connection has under this name now, should the server discard what follows."""
+        sent, rewritten = self.texts.get(name), name in self.rewritten
+
+        def back() -> None:
+            # Even a failed Parse ends the unnamed statement.
+            if sent is None or not name:
+                self.drop(name)
+            else:
+                self.put(name, sent, rewritten)
+
+        return back
+
+    def lack(self, name: bytes) -> None:
+        """The client has given this statement to another connection, and this one has not got it."""
+        self.texts.pop(name, None)
+        self.rewritten.add(name)
 
     def drop(self, name: bytes) -> None:
         """The connection has this statement no longer (or never got it)."""

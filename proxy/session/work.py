@@ -97,6 +97,7 @@ def study(frames: list[bytes], statements: Mapping[bytes, Statement], scope: Sco
     work = Work()
     fresh: dict[bytes, Statement] = {}
     tables: set[str] = set()
+    unknown = False
     for frame in frames:
         kind = frame[0]
         item = Item(frame, kind)
@@ -106,8 +107,11 @@ def study(frames: list[bytes], statements: Mapping[bytes, Statement], scope: Sco
             _decide(item, work, scope, m.read_query(frame), scope.version, ())
         elif kind == m.PARSE:
             item.decides = True
-            item.name = frame[5 : frame.index(0, 5)]
-            item.statement = fresh[item.name] = Statement(frame, scope.version)
+            item.statement = statement = Statement(frame, scope.version)
+            item.name, _ = m.cstring(frame, m.HEADER)
+            fresh[item.name] = statement
+            # Named statements live on the primary: there SQL's EXECUTE and DEALLOCATE look for them.
+            work.reads_only = work.reads_only and not item.name
             _decide(item, work, scope, item.statement.text, scope.version, item.statement.oids)
         elif kind in (m.BIND, m.DESCRIBE, m.CLOSE):
             item.name, is_statement = _named(frame)
@@ -118,14 +122,17 @@ def study(frames: list[bytes], statements: Mapping[bytes, Statement], scope: Sco
                     _decide(item, work, scope, statement.text, statement.version, statement.oids)
                 elif kind == m.BIND:
                     work.reads_only = False
+                    unknown = True
+            elif is_statement and item.name:
+                work.reads_only = False
         elif kind == m.FUNCTION_CALL:
             work.reads_only = False
-            work.touches = bool(scope.book.tables)
+            unknown = True
         if item.plan is not None:
             tables.update(item.plan.tables)
-    work.tables = (
-        () if any(plan.touches and not plan.tables for plan in work.plans) else tuple(sorted(tables))
-    )
+    unknown = unknown or any(plan.touches and not plan.tables for plan in work.plans)
+    work.touches = work.touches or (unknown and bool(scope.book.tables))
+    work.tables = () if unknown else tuple(sorted(tables))
     return work
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import os
+import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -107,10 +109,8 @@ async def db(database: Database) -> Any:
 
 
 @pytest.fixture
-def catalog(database: Database) -> Iterator[Any]:
+def catalog(database: Database) -> Callable[[], str]:
     """``catalog()``: schema public as pg_dump prints it, without its random token lines."""
-    import os
-    import subprocess
 
     def dump() -> str:
         program = database.cluster.bin("pg_dump")
@@ -121,7 +121,9 @@ def catalog(database: Database) -> Iterator[Any]:
             check=True,
             env={**os.environ},
         )
-        lines = [line for line in found.stdout.splitlines() if not line.startswith(("\\restrict", "\\unrestrict"))]
+        lines = [
+            line for line in found.stdout.splitlines() if not line.startswith(("\\restrict", "\\unrestrict"))
+        ]
         return "\n".join(lines)
 
-    yield dump
+    return dump

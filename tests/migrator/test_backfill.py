@@ -43,7 +43,8 @@ async def test_a_killed_backfill_goes_on_from_its_checkpoint(
     process = migrator_cli.popen("start", path, "--batch-size", "500", "--max-rate", "10000")
     deadline = time.monotonic() + 30
     while not await db.fetchval(
-        "SELECT to_regclass('dualwire.backfill') IS NOT NULL AND EXISTS (SELECT FROM dualwire.backfill WHERE rows_done > 2000)"
+        "SELECT to_regclass('dualwire.backfill') IS NOT NULL"
+        " AND EXISTS (SELECT FROM dualwire.backfill WHERE rows_done > 2000)"
     ):
         assert time.monotonic() < deadline
         assert process.poll() is None, process.communicate()
@@ -89,7 +90,12 @@ async def test_a_second_migrator_is_told_who_is_at_work(
     rested = await db.fetchval("SELECT rows_done FROM dualwire.backfill")
     await asyncio.sleep(1.0)
     assert await db.fetchval("SELECT rows_done FROM dualwire.backfill") == rested
-    assert "paused" in json.loads(migrator_cli("status", "--format", "json").stdout)["migration"]["backfill"][0]["throttle"]
+    assert (
+        "paused"
+        in json.loads(migrator_cli("status", "--format", "json").stdout)["migration"]["backfill"][0][
+            "throttle"
+        ]
+    )
     assert migrator_cli("resume").returncode == 0
     deadline = time.monotonic() + 30
     while await db.fetchval("SELECT rows_done FROM dualwire.backfill") == rested:
@@ -128,7 +134,9 @@ async def test_composite_keys_of_several_types_are_walked_completely(db: Any, mi
     assert await db.fetchval('SELECT count(*) FROM readings WHERE "_dualwire_new_v" = v') == 3000
 
 
-async def test_a_row_lock_is_waited_for_without_blocking_others(db: Any, migrator: Migrator, database: Any) -> None:
+async def test_a_row_lock_is_waited_for_without_blocking_others(
+    db: Any, migrator: Migrator, database: Any
+) -> None:
     await db.execute(BIG)
     path = migrator.file("0001_cents", CENTS)
     await migrator.start(path, "expanded")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import asyncpg
@@ -11,6 +12,7 @@ import pytest
 
 from migrator.control.store import Phase
 from migrator.errors import Differences, Refused, RolledBack
+from tests.conftest import Database
 from tests.migrator.conftest import Migrator
 
 TABLES = """
@@ -26,8 +28,10 @@ CREATE TABLE orders (
 );
 CREATE INDEX orders_status ON orders (status DESC, qty) WITH (fillfactor = 80);
 COMMENT ON COLUMN orders.status IS 'where it is';
-INSERT INTO customers (name, email) SELECT 'n' || i, CASE WHEN i % 3 > 0 THEN i || '@x' END FROM generate_series(1, 50) i;
-INSERT INTO orders SELECT i, l, (ARRAY['new', 'paid', 'gone'])[1 + i % 3], i FROM generate_series(1, 40) i, generate_series(1, 2) l;
+INSERT INTO customers (name, email) SELECT 'n' || i, CASE WHEN i % 3 > 0 THEN i || '@x' END
+FROM generate_series(1, 50) i;
+INSERT INTO orders SELECT i, l, (ARRAY['new', 'paid', 'gone'])[1 + i % 3], i
+FROM generate_series(1, 40) i, generate_series(1, 2) l;
 """
 
 RICH = """
@@ -83,7 +87,8 @@ async def test_a_whole_migration_ends_in_the_new_shape(shop: Migrator, db: Any) 
     await shop.cutover()
     assert (await shop.complete()).phase == "completed"
     columns = await db.fetch(
-        "SELECT attname, format_type(atttypid, atttypmod), attnotnull, col_description(attrelid, attnum) FROM pg_attribute"
+        "SELECT attname, format_type(atttypid, atttypmod), attnotnull, col_description(attrelid, attnum)"
+        " FROM pg_attribute"
         " WHERE attrelid = 'orders'::regclass AND attnum > 0 AND NOT attisdropped ORDER BY attnum"
     )
     assert [tuple(c) for c in columns] == [
@@ -97,19 +102,24 @@ async def test_a_whole_migration_ends_in_the_new_shape(shop: Migrator, db: Any) 
     states = await db.fetch("SELECT state, count(*) FROM orders GROUP BY 1 ORDER BY 1")
     assert [tuple(s) for s in states] == [(0, 26), (1, 28), (9, 26)]
     default = await db.fetchval(
-        "SELECT pg_get_expr(adbin, adrelid) FROM pg_attrdef JOIN pg_attribute a ON a.attrelid = adrelid AND a.attnum = adnum"
+        "SELECT pg_get_expr(adbin, adrelid) FROM pg_attrdef"
+        " JOIN pg_attribute a ON a.attrelid = adrelid AND a.attnum = adnum"
         " WHERE adrelid = 'orders'::regclass AND attname = 'state'"
     )
     assert default == "'0'::smallint"
     customer = await db.fetchrow("SELECT * FROM customers WHERE id = 3")
     assert dict(customer) == {"id": 3, "name": "n3", "email": "nobody@x", "key": "N3", "level": 3}
-    checks = await db.fetch("SELECT conname FROM pg_constraint WHERE conrelid = 'customers'::regclass AND contype = 'c' AND convalidated ORDER BY 1")
+    checks = await db.fetch(
+        "SELECT conname FROM pg_constraint WHERE conrelid = 'customers'::regclass AND contype = 'c'"
+        " AND convalidated ORDER BY 1"
+    )
     assert [c[0] for c in checks] == ["email_at", "email_short", "level_positive"]
     with pytest.raises(asyncpg.CheckViolationError):
         await db.execute("UPDATE customers SET email = 'nothing' WHERE id = 1")
     assert await db.fetchval("SELECT to_regclass('afterwards') IS NOT NULL")
     leftovers = await db.fetchval(
-        "SELECT count(*) FROM pg_proc WHERE pronamespace = 'dualwire'::regnamespace AND proname ~ '^(up|down|guard|fence)_'"
+        "SELECT count(*) FROM pg_proc WHERE pronamespace = 'dualwire'::regnamespace"
+        " AND proname ~ '^(up|down|guard|fence)_'"
     )
     assert leftovers == 0
     state = (await shop.routing())["state"]
@@ -138,7 +148,8 @@ async def test_a_rollback_leaves_catalog_and_rows_as_they_were(
     assert await everything(db) == rows
     assert (await shop.routing())["state"] == routing
     left = await db.fetchval(
-        "SELECT count(*) FROM pg_class WHERE relnamespace = 'dualwire'::regnamespace AND relkind = 'S' AND relname LIKE 'guard%'"
+        "SELECT count(*) FROM pg_class WHERE relnamespace = 'dualwire'::regnamespace"
+        " AND relkind = 'S' AND relname LIKE 'guard%'"
     )
     assert left == 0
     assert (await shop.start(shop.file("0001_rich", RICH), "verified")).phase == "verified"
@@ -178,7 +189,12 @@ async def test_what_is_published_follows_the_phases(shop: Migrator) -> None:
     assert orders["up"]["mirrors"] == []
     assert orders["mark"] is None
     [orders] = [t for t in state["expanded"]["tables"] if t["name"] == "orders"]
-    assert orders["new"] == [["id", "id"], ["line", "line"], ["state", "_dualwire_new_state"], ["quantity", "qty"]]
+    assert orders["new"] == [
+        ["id", "id"],
+        ["line", "line"],
+        ["state", "_dualwire_new_state"],
+        ["quantity", "qty"],
+    ]
     assert orders["up"]["mirrors"] == [
         {"target": "_dualwire_new_state", "function": "dualwire.up_1_3", "sources": ["status"], "total": True}
     ]
@@ -242,7 +258,12 @@ async def test_rows_whose_up_raises_are_listed_and_nothing_is_changed(shop: Migr
     assert "invalid input syntax" in problems[2]
     assert "out of range" in problems[4]
     rows = await db.fetch('SELECT id, value, "_dualwire_new_value" FROM readings ORDER BY id')
-    assert [tuple(r) for r in rows] == [(1, "10", 10), (2, "many", None), (3, None, None), (4, "99999999999", None)]
+    assert [tuple(r) for r in rows] == [
+        (1, "10", 10),
+        (2, "many", None),
+        (3, None, None),
+        (4, "99999999999", None),
+    ]
     assert await db.fetchval("SELECT phase FROM dualwire.migration") == "backfilled"
     with pytest.raises(Refused, match="phase backfilled"):
         await shop.cutover()
@@ -254,7 +275,9 @@ async def test_expand_that_the_server_refuses_is_rolled_back_by_itself(
     shop: Migrator, db: Any, catalog: Callable[[], str]
 ) -> None:
     before = catalog()
-    path = shop.file("0001_bad", "operations: [{sql: {up: 'ALTER TABLE orders ADD CONSTRAINT c CHECK (qty < 5)'}}]")
+    path = shop.file(
+        "0001_bad", "operations: [{sql: {up: 'ALTER TABLE orders ADD CONSTRAINT c CHECK (qty < 5)'}}]"
+    )
     with pytest.raises(RolledBack, match="violated") as caught:
         await shop.start(path)
     assert (caught.value.exit_code, caught.value.sqlstate) == (5, "23514")
@@ -291,7 +314,7 @@ async def test_another_migration_or_a_changed_file_is_refused_while_one_is_under
     with pytest.raises(Refused, match="migration 0001_rich is under way"):
         await shop.start(shop.file("0002_other", RICH))
     with pytest.raises(Refused, match="has changed since"):
-        await shop.start(shop.file("0001_rich", RICH.replace("down: \"7\"", "down: \"8\"")))
+        await shop.start(shop.file("0001_rich", RICH.replace('down: "7"', 'down: "8"')))
 
 
 async def test_the_next_migration_builds_on_the_versions_column_order(shop: Migrator, db: Any) -> None:
@@ -321,7 +344,9 @@ async def test_after_closed_a_write_of_an_old_column_is_refused(shop: Migrator, 
     with pytest.raises(asyncpg.FeatureNotSupportedError, match="no longer takes values"):
         await db.execute("UPDATE orders SET status = 'gone' WHERE id = 1")
     with pytest.raises(asyncpg.FeatureNotSupportedError):
-        await db.execute("INSERT INTO orders (id, line, status, \"_dualwire_new_state\") VALUES (901, 1, 'new', 1)")
+        await db.execute(
+            "INSERT INTO orders (id, line, status, \"_dualwire_new_state\") VALUES (901, 1, 'new', 1)"
+        )
     await db.execute('INSERT INTO orders (id, line, "_dualwire_new_state") VALUES (902, 1, 4)')
     await db.execute('UPDATE orders SET "_dualwire_new_state" = 5 WHERE id = 1')
     assert (await shop.complete()).phase == "completed"
@@ -330,7 +355,9 @@ async def test_after_closed_a_write_of_an_old_column_is_refused(shop: Migrator, 
 
 
 async def test_renames_that_swap_two_names_work(shop: Migrator, db: Any) -> None:
-    await db.execute("CREATE TABLE pairs (id int PRIMARY KEY, a int, b text); INSERT INTO pairs VALUES (1, 2, 'x')")
+    await db.execute(
+        "CREATE TABLE pairs (id int PRIMARY KEY, a int, b text); INSERT INTO pairs VALUES (1, 2, 'x')"
+    )
     text = """
 operations:
   - rename_column: {table: pairs, from: a, to: c}
@@ -339,3 +366,42 @@ operations:
 """
     await shop.run(shop.file("0001_pairs", text))
     assert dict(await db.fetchrow("SELECT * FROM pairs")) == {"id": 1, "a": "x", "b": 2}
+
+
+async def test_a_rollback_that_died_half_way_is_finished_by_the_same_command(shop: Migrator, db: Any) -> None:
+    from migrator import engine
+    from migrator.phases import rollback
+
+    path = shop.file("0001_rich", RICH)
+    await shop.start(path, "cutover")
+    async with engine.working(shop.dsn, 5) as session:
+        ctx = await engine.active_context(session, shop.progress, shop.options)
+        await rollback.withdraw(ctx)
+    state = (await shop.routing())["state"]
+    assert (state["serves_new"], state["dual_write"]) == (False, False)
+    assert all(t["old"] == t["new"] and not t["up"]["mirrors"] for t in state["tables"])
+    await db.execute("UPDATE orders SET status = 'paid' WHERE id = 3")
+    assert await db.fetchval('SELECT "_dualwire_new_state" FROM orders WHERE id = 3 AND line = 1') == 1
+    with pytest.raises(Refused, match="a rollback of 0001_rich has begun"):
+        await shop.start(path)
+    with pytest.raises(Refused, match="a rollback of 0001_rich has begun"):
+        await shop.complete()
+    assert await shop.rollback() == {"lost": []}
+
+
+async def test_a_plain_owner_can_do_everything(database: Database, tmp_path: Path) -> None:
+    """No superuser: a role that owns the tables and may create a schema."""
+    owner = f"owner_{database.name}"
+    dsn = database.role(owner)
+    database.sql(f'GRANT CREATE ON DATABASE {database.name} TO "{owner}"')
+    conn = await asyncpg.connect(dsn)
+    await conn.execute(TABLES)
+    migrator = Migrator(dsn, tmp_path)
+    assert await migrator.init()
+    path = migrator.file("0001_rich", RICH)
+    await migrator.start(path)
+    await conn.execute("UPDATE orders SET status = 'paid' WHERE id = 3")
+    await migrator.rollback()
+    await migrator.run(path)
+    assert await conn.fetchval("SELECT state FROM orders WHERE id = 3 AND line = 2") == 1
+    await conn.close()

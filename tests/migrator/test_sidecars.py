@@ -16,7 +16,9 @@ from migrator.errors import NotObtained, Refused
 from tests.conftest import Database
 from tests.migrator.conftest import Migrator
 
-SETUP = "CREATE TABLE items (id int PRIMARY KEY, size text); INSERT INTO items VALUES (1, 'big'), (2, 'small');"
+SETUP = (
+    "CREATE TABLE items (id int PRIMARY KEY, size text); INSERT INTO items VALUES (1, 'big'), (2, 'small');"
+)
 SIZES = """
 operations:
   - alter_column:
@@ -130,7 +132,9 @@ async def test_a_live_sidecar_that_does_not_acknowledge_stops_the_step_and_is_na
     with pytest.raises(NotObtained, match=r"did not acknowledge epoch 2 .* shop \(one\)"):
         await migrator.start(path)
     assert await db.fetchval("SELECT phase FROM dualwire.migration") == "prepared"
-    columns = await db.fetchval("SELECT count(*) FROM pg_attribute WHERE attrelid = 'items'::regclass AND attnum > 0")
+    columns = await db.fetchval(
+        "SELECT count(*) FROM pg_attribute WHERE attrelid = 'items'::regclass AND attnum > 0"
+    )
     assert columns == 2
     one.acknowledges = True
     assert (await migrator.start(path)).phase == "verified"
@@ -169,7 +173,9 @@ async def test_a_pid_that_was_used_again_is_not_terminated(
     await server.close()
 
 
-async def test_a_wrong_secret_an_unknown_id_and_a_stolen_id_are_refused(migrator: Migrator, peer: Any) -> None:
+async def test_a_wrong_secret_an_unknown_id_and_a_stolen_id_are_refused(
+    migrator: Migrator, peer: Any
+) -> None:
     one = await peer("one", alive=False)
     await one.register()
     with pytest.raises(asyncpg.InsufficientPrivilegeError):
@@ -247,7 +253,7 @@ async def test_a_release_waits_for_a_swap_under_way_and_reads_what_it_published(
     await one.call("sidecar_hold", 9, True)
     swap = db.transaction()
     await swap.start()
-    await db.execute("SELECT FROM dualwire.sidecar FOR UPDATE")
+    await db.execute("LOCK TABLE dualwire.sidecar IN SHARE ROW EXCLUSIVE MODE")
     release = asyncio.create_task(one.call("sidecar_hold", 9, False))
     await asyncio.sleep(0.2)
     assert not release.done()

@@ -92,7 +92,11 @@ def test_the_checksum_ignores_formatting_and_comments() -> None:
             "nullable",
         ),
         ("operations: [{alter_column: {table: 3, column: b}}]", "operations[0].alter_column.table", "table"),
-        ("operations: [{rename_column: {table: t, from: a}}]", "operations[0].rename_column.to: missing", "to"),
+        (
+            "operations: [{rename_column: {table: t, from: a}}]",
+            "operations[0].rename_column.to: missing",
+            "to",
+        ),
         ("operations: [{create_index: {}}]", "operation `create_index` is not supported yet", "alter_column"),
         ("operations: [{frobnicate: {}}]", "unknown operation `frobnicate`", "add_column"),
         ("operations: []", "at least one operation", ""),

@@ -27,7 +27,7 @@ TOTAL = [
     "CASE t WHEN 'a' THEN 1 WHEN 'b' THEN 2 ELSE 0 END",
     "CASE WHEN n > 3 AND NOT f THEN t ELSE 'x' || t END",
     "coalesce(n, 0)",
-    "coalesce(t, v)" if False else "coalesce(t, 'x')",
+    "coalesce(t, 'x')",
     "nullif(n, 3)",
     "greatest(n, 5)",
     "n::bigint",
@@ -95,7 +95,9 @@ async def test_the_proved_type_is_the_servers_type(db: Any) -> None:
     await db.execute("CREATE TABLE x (t text, n int, b bigint, f bool, v varchar, m numeric, d date, j json)")
     for text in TOTAL:
         proof = prove(parse_expression(text, "up").node, COLUMNS)
-        actual = await db.fetchval(f"SELECT format_type(pg_typeof(({text}))::oid, -1) FROM (VALUES (1)) one LEFT JOIN x ON true")
+        actual = await db.fetchval(
+            f"SELECT format_type(pg_typeof(({text}))::oid, -1) FROM (VALUES (1)) one LEFT JOIN x ON true"
+        )
         assert proof.type in {actual, "unknown"}, text
 
 
@@ -145,7 +147,9 @@ def test_references_are_replaced_where_they_stand_and_nowhere_else() -> None:
     )
 
 
-@pytest.mark.parametrize("text", ["", "1, 2", "1) OR (1", "$1", "a.b.c", "other.x", "*", "x.*", "(SELECT 1)", "DEFAULT"])
+@pytest.mark.parametrize(
+    "text", ["", "1, 2", "1) OR (1", "$1", "a.b.c", "other.x", "*", "x.*", "(SELECT 1)", "DEFAULT"]
+)
 def test_what_is_no_row_expression_is_refused(text: str) -> None:
     with pytest.raises(Refused):
         parse_expression(text, "up", ["orders"])
@@ -154,7 +158,8 @@ def test_what_is_no_row_expression_is_refused(text: str) -> None:
 async def test_functions_never_raise_even_where_the_expression_does(db: Any, migrator: Any) -> None:
     await db.execute("CREATE TABLE t (id int PRIMARY KEY, v text)")
     path = migrator.file(
-        "0001_t", "operations: [{alter_column: {table: t, column: v, type: 'numeric(4,1)', up: 'v::numeric', down: v::text}}]"
+        "0001_t",
+        "operations: [{alter_column: {table: t, column: v, type: 'numeric(4,1)', up: 'v::numeric', down: v::text}}]",
     )
     await migrator.start(path, "expanded")
     rows = await db.fetch(

@@ -77,7 +77,9 @@ async def test_repair_follows_each_rows_own_direction(items: Migrator, db: Any) 
     )
     result = await items.verify(repair=True)
     assert result.clean
-    rows = await db.fetch('SELECT id, size, "_dualwire_new_size" FROM items WHERE id IN (3, 5, 7, 31) ORDER BY id')
+    rows = await db.fetch(
+        'SELECT id, size, "_dualwire_new_size" FROM items WHERE id IN (3, 5, 7, 31) ORDER BY id'
+    )
     assert [tuple(r) for r in rows] == [(3, "big", 2), (5, "big", 2), (7, "small", 7), (31, "big", 2)]
 
 
@@ -122,7 +124,7 @@ operations:
     await db.execute("UPDATE items SET size = 'huge' WHERE id = 1")
     label = await db.fetchval('SELECT "_dualwire_new_label" FROM items WHERE id = 1')
     assert label.startswith("huge-")
-    await db.execute('UPDATE items SET "_dualwire_new_label" = \'mine\' WHERE id = 2')
+    await db.execute("UPDATE items SET \"_dualwire_new_label\" = 'mine' WHERE id = 2")
     row = await db.fetchrow('SELECT "_dualwire_new_label", "_dualwire_mark" FROM items WHERE id = 2')
     assert tuple(row) == ("mine", 3)
 

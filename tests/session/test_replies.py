@@ -48,6 +48,12 @@ class Heard:
     def on_parameter(self, name: str, value: str) -> None:
         self.events.append((name, value))
 
+    def on_notification(self) -> None:
+        self.events.append("notification")
+
+    def on_skipped(self) -> None:
+        self.events.append("skipped")
+
 
 def _queue(*replies: Reply) -> tuple[ReplyQueue, Heard]:
     heard = Heard()
