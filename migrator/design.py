@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from migrator.analysis import Compiled
 from migrator.expressions import render
-from migrator.sqltext import MARK, ident, names, qualified
+from migrator.sqltext import MARK, ident, literal, names, qualified
 
 Severity = Literal["error", "warning", "info"]
 
@@ -193,8 +193,6 @@ class TableDesign(Value):
 
     def key_json(self, prefix: str = "") -> str:
         """SQL for the key as a jsonb object."""
-        from migrator.sqltext import literal
-
         parts = ", ".join(f"{literal(k.name)}, {prefix}{ident(k.name)}" for k in self.key)
         return f"jsonb_build_object({parts})"
 

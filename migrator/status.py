@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import asyncpg
@@ -74,8 +75,6 @@ async def _sidecars(conn: asyncpg.Connection) -> list[dict[str, Any]]:
         more = extra.get(sidecar.id)
         if more is None:
             continue
-        import json
-
         stats = json.loads(more["stats"])
         result.append(
             {

@@ -48,6 +48,7 @@ class Command:
     def words(self) -> str:
         """The beginning and the end of what it said, for people: the error and the hint."""
         text = self.errors.strip() or self.output.strip()
+        text = text[max(text.find("error:"), 0) :]
         return text if len(text) <= 700 else f"{text[:400]} [...] {text[-250:]}"
 
 

@@ -15,13 +15,8 @@ from migrator.phases.context import Context
 from migrator.sqltext import ident
 
 
-def forward(ctx: Context) -> list[str]:
-    """The SQL of the step, in order."""
-    return forward_of(ctx.design)
-
-
 def forward_of(design: Design) -> list[str]:
-    """The SQL that expands, in order."""
+    """The SQL that expands, in order: what ``plan`` prints and the step runs."""
     statements = list(design.prelude)
     for table in design.tables:
         statements += table.functions
@@ -63,7 +58,7 @@ async def run(ctx: Context) -> None:
         catalogs = await ctx.look(conn)
         tables = [models.mirrored(t, catalogs[t.oid]) for t in ctx.design.tables]
         await ctx.publish(conn, lambda r: replace(r, phase="expanded", dual_write=True), tables, epoch=True)
-        await store.step_done(conn, ctx.row.id, "expand", forward(ctx))
+        await store.step_done(conn, ctx.row.id, "expand", forward_of(ctx.design))
         await ctx.finish_phase(conn, "expanded", catalogs)
 
     try:

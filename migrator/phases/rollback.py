@@ -16,7 +16,7 @@ import asyncpg
 from migrator import models
 from migrator.control import publish, store
 from migrator.control.store import reached
-from migrator.design import TableDesign
+from migrator.design import Design, TableDesign
 from migrator.errors import Refused, from_postgres
 from migrator.locks import with_tables_locked
 from migrator.phases.context import Context
@@ -27,13 +27,8 @@ LISTED = 20
 WITHDRAW = "withdraw"
 
 
-def backward(ctx: Context) -> list[str]:
-    """The SQL of the last step, in order: exactly what ``plan`` printed."""
-    return backward_of(ctx.row.design)
-
-
-def backward_of(design: Any) -> list[str]:
-    """The SQL that undoes expand."""
+def backward_of(design: Design) -> list[str]:
+    """The SQL that undoes expand, in order: what ``plan`` prints and the last step runs."""
     statements = [s.down for s in reversed(design.sql) if s.down and not s.on_complete]
     for table in reversed(design.tables):
         statements += table.shrink
@@ -170,7 +165,7 @@ async def _restore(ctx: Context) -> None:
 
 
 async def _shrink(ctx: Context, expanded: bool) -> None:
-    statements = backward(ctx) if expanded else []
+    statements = backward_of(ctx.design) if expanded else []
     for table in ctx.design.tables:
         for index in table.indexes:
             if expanded:

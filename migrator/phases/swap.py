@@ -1,7 +1,8 @@
 """closed → completed: sidecars hold their statements, old columns go, new ones get their names, all in one step.
 
-A name gets another meaning here and reads cannot be fenced, so the transaction locks the table of sidecars and checks
-that each one still holds. A sidecar lets its statements go only by updating its own row, so it waits for the outcome. Where the locks do not come in time, the hold is released with the old routing and everything is tried again.
+A name gets another meaning here and reads cannot be fenced, so the transaction locks the table of sidecars and
+checks that each one still holds. A sidecar lets its statements go only by updating its own row, so it waits for the
+outcome. Where the locks do not come in time, the hold is released with the old routing and everything is tried again.
 """
 
 from __future__ import annotations

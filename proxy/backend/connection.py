@@ -58,6 +58,8 @@ class ServerConnection(asyncio.Protocol):
         self._collected: list[bytes] = []
         self._failed: bytes | None = None
         self._scram: ClientExchange | None = None
+        self.cancel_lost = False
+        self._cancels: set[asyncio.Task[None]] = set()
         self.on_closed: Callable[[ServerConnection], None] | None = None
 
     # -- asyncio.Protocol ------------------------------------------------------------------------------------------
@@ -135,6 +137,26 @@ class ServerConnection(asyncio.Protocol):
             self._transport.write(m.TERMINATE_FRAME)
             self._transport.close()
 
+    def cancel(self) -> asyncio.Task[None]:
+        """Cancel what runs here now. Until the server has taken the request, the connection is nobody else's."""
+        task = self._loop.create_task(self._cancel())
+        self._cancels.add(task)
+        task.add_done_callback(self._cancels.discard)
+        return task
+
+    async def _cancel(self) -> None:
+        try:
+            await cancel(self.dsn, self.pid, self.secret)
+        except (OSError, TimeoutError):
+            # It may arrive late, and hit the next client's statement.
+            self.cancel_lost = True
+
+    async def settled(self) -> bool:
+        """Wait for cancel requests under way; False if one of them may still arrive."""
+        while self._cancels:
+            await asyncio.wait(self._cancels)
+        return not self.cancel_lost
+
     # -- our own queries -------------------------------------------------------------------------------------------
 
     async def roundtrip(self, request: bytes) -> list[bytes]:
@@ -149,6 +171,10 @@ class ServerConnection(asyncio.Protocol):
         self.write(request)
         try:
             await self._answer
+        except asyncio.CancelledError:
+            # The answer is still under way: whoever had the connection next would take it for his own.
+            self.close()
+            raise
         finally:
             self._answer = None
         if self._failed is not None:

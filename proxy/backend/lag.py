@@ -191,7 +191,8 @@ class Monitor:
                 await self._sample()
                 await asyncio.gather(*(self._poll(replica) for replica in self.state.replicas))
                 await self._look_up()
-            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError) as exc:
+            except Exception as exc:
+                # Whatever it is, reads hang on this task: it goes on, and says what it was.
                 await self._lost(exc)
                 await asyncio.sleep(0.5)
             # Sessions that wait may have us sample again soon; without them a slow beat is enough.

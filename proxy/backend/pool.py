@@ -89,9 +89,12 @@ class Pool:
                     self._waiters.append(turn)
                     try:
                         await turn
-                    finally:
+                    except asyncio.CancelledError:
                         if turn in self._waiters:
                             self._waiters.remove(turn)
+                        elif turn.done() and not turn.cancelled():
+                            self._wake()  # our turn came too late: it is the next one's
+                        raise
         except TimeoutError as exc:
             raise ServerUnavailable(
                 "53300",
@@ -117,11 +120,13 @@ class Pool:
                 connection.close()
                 self._forget(connection)
                 raise
+            if connection.closed:
+                raise ServerUnavailable("08006", f"the server {self.dsn.label} closed the new connection")
         return connection
 
     def _evict(self) -> bool:
         """Close one idle connection of other parameters to make room; False if there is none."""
-        for connections in self._idle.values():
+        for connections in list(self._idle.values()):
             while connections:
                 connection = connections.pop(0)
                 usable = not connection.closed
@@ -161,6 +166,7 @@ class Pool:
     async def _reset(self, connection: ServerConnection) -> None:
         try:
             async with asyncio.timeout(RESET_TIMEOUT):
+                usable = await connection.settled()
                 await connection.simple(RESET)
         except (QueryFailed, ServerUnavailable, TimeoutError):
             connection.close()
@@ -168,7 +174,7 @@ class Pool:
             return
         connection.applied = {}
         connection.idle_since = asyncio.get_running_loop().time()
-        if self.closed:
+        if self.closed or not usable:
             connection.close()
             self._forget(connection)
             return

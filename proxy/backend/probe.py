@@ -16,7 +16,7 @@ from typing import Any
 import structlog
 
 from proxy.backend.connection import ServerConnection
-from proxy.backend.errors import QueryFailed, ServerUnavailable
+from proxy.backend.errors import QueryFailed
 from proxy.backend.pool import Pool
 from proxy.rewrite.plan import Plan
 from proxy.sql.quote import ident
@@ -88,7 +88,8 @@ class SessionProber:
         try:
             async with asyncio.timeout(TIMEOUT):
                 verdict = await self._try(plan, oids, search_path=key[1])
-        except (ServerUnavailable, QueryFailed, TimeoutError, OSError) as exc:
+        except Exception as exc:
+            # Whatever it is: a client waits for the answer.
             log.warning("could not try a rewritten statement; it is left to the guard", error=str(exc))
         # The session asks for the key again: only what was learned lets it go on.
         self._verdicts.learn(key, verdict)

@@ -178,9 +178,12 @@ class _Insert:
         self.work.replace(start, end, f" ({idents(tuple(names))})", "mirror_insert")
 
     def _query_start(self) -> int:
-        """The index of the first token after the column list."""
+        """The index of the first token after the column list, and after OVERRIDING ... VALUE."""
+        tokens = self.work.tokens
         at = self.target_end + 1
-        return self.work.tokens.close_of(at) + 1 if "cols" in self.node else at
+        if "cols" in self.node:
+            at = tokens.close_of(at) + 1
+        return at + 3 if tokens.name(at) == "OVERRIDING" else at
 
     def _row(self, cells: dict[str, str | None]) -> tuple[list[str], str]:
         return inserted_values(self.rule, cells), inserted_mark(self.rule, cells)
@@ -297,14 +300,15 @@ class _Insert:
     def _mark_query(self, query: Node, recipe: str) -> None:
         """Add the mark to the lists of a query, or around it where TABLE or VALUES leaves no place."""
         work, tokens = self.work, self.work.tokens
-        lists: list[list[Node]] = [leaf.get("targetList", []) for leaf in _leaves(query)]
-        if not all(lists) and not any("valuesLists" in leaf for leaf in _leaves(query)):
+        leaves = _leaves(query)
+        if any("targetList" not in leaf and "valuesLists" not in leaf for leaf in leaves):
             raise Refused(
                 Reason.REFUSED_CONSTRUCT,
                 f"this INSERT into {self.rule.model.qualified} cannot be translated",
                 hint="Write its query as a SELECT with a list of columns.",
             )
-        lasts = [items[-1]["ResTarget"].get("location", 0) if items else -1 for items in lists]
+        items = [leaf["targetList"][-1]["ResTarget"] if "targetList" in leaf else {} for leaf in leaves]
+        lasts = [item.get("location", 0) if item else -1 for item in items]
         if min(lasts) < 0:
             first = self._query_start()
             end = tokens.ends[query_end(work, self.node, first) - 1]

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 import structlog
 
-from proxy.backend.connection import ServerConnection, cancel
+from proxy.backend.connection import ServerConnection
 from proxy.backend.errors import QueryFailed, ServerUnavailable
-from proxy.server.login import Login
+from proxy.server.login import HIGH_WATER, Login
 from proxy.session.core import Session
 from proxy.session.ports import Target
 from proxy.wire import messages as m
@@ -28,10 +28,11 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-HIGH_WATER = 256 * 1024
-"""Bytes that may wait to be written to a client before its servers are no longer read."""
 ORPHAN_SECONDS = 30.0
 BLOCKED_CHECK = 0.02
+LINGER_SECONDS = 30.0
+"""How long a closing connection waits for a client that does not read."""
+_RESET = "SET SESSION AUTHORIZATION DEFAULT; RESET ALL"
 _COPY_FAIL = m.frame(m.COPY_FAIL, b"the client has gone\0")
 
 
@@ -45,6 +46,7 @@ class ClientConnection(asyncio.Protocol):
         self.database: DatabaseRuntime | None = None
         self.key: tuple[int, bytes] = (0, b"")
         self.speaks = "auto"
+        self.user: str | None = None
         self.transport: asyncio.Transport | None = None
         self._servers: list[ServerConnection | None] = [None, None]
         self._replica_task: asyncio.Task[None] | None = None
@@ -52,6 +54,10 @@ class ClientConnection(asyncio.Protocol):
         self._password: str | None = None
         self._gone = False
         self._paused = False
+        self._choked = False
+        """The client does not keep up with what its servers send."""
+        self._flooded = False
+        """A server does not keep up with what the client sends."""
         self._loop = asyncio.get_running_loop()
 
     # -- the client's socket ---------------------------------------------------------------------------------------
@@ -78,11 +84,13 @@ class ClientConnection(asyncio.Protocol):
         return False
 
     def pause_writing(self) -> None:
+        self._choked = True
         for server in self._servers:
             if server is not None:
                 server.pause_reading()
 
     def resume_writing(self) -> None:
+        self._choked = False
         for server in self._servers:
             if server is not None:
                 server.resume_reading()
@@ -105,7 +113,7 @@ class ClientConnection(asyncio.Protocol):
     def _orphan(self, session: Session) -> None:
         """The client is gone, its statement is not: cancel it and wait for the answer."""
         server = self._servers[session.target]
-        if server is None:
+        if server is None or server.closed:
             session.close()
             self._end(reusable=False)
             return
@@ -114,7 +122,7 @@ class ClientConnection(asyncio.Protocol):
             server.write(_COPY_FAIL)
         server.write(m.SYNC_FRAME)
         session.abandon()
-        self.sidecar.spawn(self._cancel(server))
+        server.cancel()
         self._loop.call_later(ORPHAN_SECONDS, self._orphan_over)
 
     def _orphan_over(self) -> None:
@@ -138,6 +146,7 @@ class ClientConnection(asyncio.Protocol):
         self.login = None
         self.database = database
         self.speaks = version
+        self.user = user
         self._server_parameters = parameters
         self._password = password
         self._servers[Target.PRIMARY] = server
@@ -146,7 +155,8 @@ class ClientConnection(asyncio.Protocol):
             database.context(number, parameters, password),
             self,
             number=number,
-            user=user,
+            # Whom the server knows: its search_path says "$user" of that one.
+            user=parameters["user"],
             version=version,
             parameters=server.parameters,
             max_message=min(self.sidecar.settings.limits.max_packet, m.MAX_MESSAGE),
@@ -172,8 +182,8 @@ class ClientConnection(asyncio.Protocol):
             self.database.stats.clients[self._counted] += 1
 
     def _end(self, *, reusable: bool) -> None:
-        """Give the server connections back."""
-        database = self.database
+        """Give the server connections back, once."""
+        database, self.database = self.database, None
         if self._replica_task is not None:
             self._replica_task.cancel()
         primary, replica = self._servers
@@ -197,7 +207,7 @@ class ClientConnection(asyncio.Protocol):
         """Read no more from a client that is ahead of what can be decided."""
         if not self._paused and self.transport is not None and not self.transport.is_closing():
             self._paused = True
-            self.transport.pause_reading()
+            self._read_or_not()
             self._loop.call_later(BLOCKED_CHECK, self._check_blocked)
 
     def _check_blocked(self) -> None:
@@ -208,7 +218,17 @@ class ClientConnection(asyncio.Protocol):
             self._loop.call_later(BLOCKED_CHECK, self._check_blocked)
             return
         self._paused = False
-        self.transport.resume_reading()
+        self._read_or_not()
+
+    def _read_or_not(self) -> None:
+        """Read from the client unless it is ahead of our decisions or of a server."""
+        if self.transport is None or self.transport.is_closing():
+            return
+        with contextlib.suppress(RuntimeError):
+            if self._paused or self._flooded:
+                self.transport.pause_reading()
+            else:
+                self.transport.resume_reading()
 
     async def cancel(self) -> None:
         """Cancel what the client's session is doing now, on the server where it does it."""
@@ -217,11 +237,7 @@ class ClientConnection(asyncio.Protocol):
             return
         server = self._servers[session.target]
         if server is not None:
-            await self._cancel(server)
-
-    async def _cancel(self, server: ServerConnection) -> None:
-        with contextlib.suppress(OSError, TimeoutError):
-            await cancel(server.dsn, server.pid, server.secret)
+            await asyncio.shield(server.cancel())
 
     # -- Owner -----------------------------------------------------------------------------------------------------
 
@@ -237,7 +253,11 @@ class ClientConnection(asyncio.Protocol):
             log.error("reply out of step", server=connection.dsn.label, error=str(exc))
             self.fail("08P01", f"the server's reply could not be matched to a request: {exc}")
             return
-        if self._gone and not session.flights and not session.closed:
+        if self._gone and session.copying:
+            # The copy began after its client had gone; without CopyDone nothing of it can be committed.
+            session.close()
+            self._end(reusable=False)
+        elif self._gone and not session.flights and not session.closed:
             reusable = session.clean
             session.close()
             self._end(reusable=reusable)
@@ -254,6 +274,9 @@ class ClientConnection(asyncio.Protocol):
             session.replica_gone()
             return
         if session.saw_fatal:
+            # The client has been told; a dead server acts under no epoch.
+            session.close()
+            self._end(reusable=False)
             self._close()
         else:
             self.fail(
@@ -264,13 +287,8 @@ class ClientConnection(asyncio.Protocol):
 
     def server_writable(self, connection: ServerConnection, writable: bool) -> None:
         """A server does (not) keep up with what the client sends."""
-        if self.transport is None or self.transport.is_closing() or self._paused:
-            return
-        with contextlib.suppress(RuntimeError):
-            if writable:
-                self.transport.resume_reading()
-            else:
-                self.transport.pause_reading()
+        self._flooded = not writable
+        self._read_or_not()
 
     # -- Port ------------------------------------------------------------------------------------------------------
 
@@ -289,9 +307,9 @@ class ClientConnection(asyncio.Protocol):
         """Whether the replica connection can be used now; if not, it is being connected or brought up to date."""
         session, server = self.session, self._servers[Target.REPLICA]
         assert session is not None
-        if server is not None and not server.closed and server.applied == session.settings.applied:
-            return True
         if self._replica_task is None:
+            if server is not None and not server.closed and server.applied == session.settings.applied:
+                return True
             self._replica_task = self.sidecar.spawn(self._prepare_replica(session, index))
         return False
 
@@ -313,13 +331,19 @@ class ClientConnection(asyncio.Protocol):
                 server.detach()
             wanted = dict(session.settings.applied)
             if server.applied and server.applied != wanted:
-                await server.simple("RESET ALL")
+                await server.simple(_RESET)
             for text in wanted.values():
                 await server.simple(text)
+            # Fails where nothing could be read: a standby cannot serve serializable transactions.
+            await server.simple("SELECT 1")
             server.applied = wanted
             if not session.closed:
                 server.attach(self)
+                if self._choked:
+                    server.pause_reading()
         except (ServerUnavailable, QueryFailed) as exc:
+            # What a replica refuses once it will refuse again; a failed connection may come back.
+            session.settings.unknown |= isinstance(exc, QueryFailed)
             log.warning("replica connection not usable", database=database.name, error=str(exc))
             if server is not None:
                 server.close()
@@ -344,6 +368,8 @@ class ClientConnection(asyncio.Protocol):
     def _close(self) -> None:
         if self.transport is not None and not self.transport.is_closing():
             self.transport.close()
+            if self.transport.get_write_buffer_size():
+                self._loop.call_later(LINGER_SECONDS, self.transport.abort)
 
     # -- shutdown --------------------------------------------------------------------------------------------------
 
@@ -361,7 +387,7 @@ class ClientConnection(asyncio.Protocol):
         """This client in /status."""
         session = self.session
         return {
-            "user": session.user if session else None,
+            "user": self.user,
             "speaks": self.speaks,
             "in_transaction": session.in_transaction if session else False,
             "blocked": session.blocked if session else "",

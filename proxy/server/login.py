@@ -29,7 +29,11 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
+HIGH_WATER = 256 * 1024
+"""Bytes that may wait to be written to a client before its servers are no longer read."""
 MAX_AUTH_MESSAGE = 4096
+MAX_EARLY = 65_536
+"""Bytes of requests that a client may send ahead of its login's end, before it is no longer read."""
 ROUTING_WAIT = 3.0
 
 
@@ -44,6 +48,7 @@ class Login:
         self._exchange: ServerExchange | None = None
         self._known_user = False
         self._admitted = False
+        self._asked: set[bool] = set()
         self._encrypted = False
         self._upgrading = False
         self._task: asyncio.Task[None] | None = None
@@ -68,6 +73,9 @@ class Login:
             self._task.cancel()
 
     def _too_slow(self) -> None:
+        if self._upgrading:
+            self._drop()
+            return
         self._refuse("08P01", "the client did not finish its login in time")
 
     def _refuse(self, sqlstate: str, message: str, hint: str = "", detail: str = "") -> None:
@@ -80,15 +88,15 @@ class Login:
 
     def feed(self, data: bytes) -> None:
         """Bytes before the session; raises ProtocolViolation."""
+        self._data += data
         if self._upgrading:
             return
-        self._data += data
         if self._startup is None:
             self._read_startup()
         elif self._exchange is not None and not self._exchange.done:
             self._read_password()
-        elif len(self._data) > m.MAX_MESSAGE:
-            raise ProtocolViolation("too much data before the login is complete")
+        elif len(self._data) > MAX_EARLY and self._client.transport is not None:
+            self._client.transport.pause_reading()
 
     def _read_startup(self) -> None:
         found = read_startup(self._data)
@@ -110,7 +118,10 @@ class Login:
 
     def _encrypt(self, request: EncryptionRequest) -> None:
         context = self._sidecar.tls
-        if request.gss or context is None or self._encrypted:
+        if self._encrypted or request.gss in self._asked:
+            raise ProtocolViolation("encryption was asked for twice")
+        self._asked.add(request.gss)
+        if request.gss or context is None:
             self._client.to_client(b"N")
             if self._data:
                 self._read_startup()
@@ -119,6 +130,9 @@ class Login:
             raise ProtocolViolation("received unencrypted data after SSL request")
         self._encrypted = self._upgrading = True
         self._client.to_client(b"S")
+        if self._client.transport is not None:
+            # From here to the handshake nothing is read: what comes to us before its end has been decrypted.
+            self._client.transport.pause_reading()
         self._sidecar.spawn(self._start_tls(context))
 
     async def _start_tls(self, context: ssl.SSLContext) -> None:
@@ -130,10 +144,19 @@ class Login:
             )
         except (OSError, ConnectionError) as exc:
             log.info("TLS handshake failed", error=str(exc))
-            client.finish()
+            self._drop()
             return
         client.transport = cast(asyncio.Transport, transport)
+        client.transport.set_write_buffer_limits(high=HIGH_WATER)
         self._upgrading = False
+        client.data_received(b"")
+
+    def _drop(self) -> None:
+        """Close without a word; a connection lost in the middle of a handshake is not reported to its protocol."""
+        self.abandon()
+        if self._client.transport is not None:
+            self._client.transport.abort()
+        self._sidecar.forget(self._client)
 
     # -- authentication --------------------------------------------------------------------------------------------
 
@@ -265,4 +288,5 @@ class Login:
         greeting += [m.backend_key_data(*client.key), m.ready_for_query(b"I")]
         client.to_client(b"".join(greeting))
         if self._data:
+            client.transport.resume_reading()
             client.data_received(self._data)

@@ -65,5 +65,4 @@ class Flight:
     started: float
     settings: tuple[tuple[str, str | None], ...] = ()
     failed: bool = False
-    discards: bool = False
-    """A DISCARD ALL is in it."""
+    """An error came, or transactions begin or end in it: what became of its settings is uncertain."""

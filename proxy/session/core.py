@@ -18,10 +18,11 @@ from typing import Any, Literal
 from proxy.rewrite.model import Side
 from proxy.rewrite.plan import Kind, Plan, Refusal
 from proxy.session.context import Context, Flight
+from proxy.session.listener import ServerReplies
 from proxy.session.outbox import PLAIN, Outbox
 from proxy.session.ports import Port, RoutingView, Target, Verdict
 from proxy.session.replies import PLAIN_BIND, PLAIN_DESCRIBE, PLAIN_EXECUTE, PLAIN_SYNC, Reply, ReplyQueue
-from proxy.session.settings import SessionSettings
+from proxy.session.settings import DISCARDED, SessionSettings
 from proxy.session.statements import Statement
 from proxy.session.work import Item, Scope, Work, study
 from proxy.wire import messages as m
@@ -30,37 +31,8 @@ from proxy.wire.framing import Framer
 IDLE, IN_TRANSACTION, FAILED = b"ITE"
 MAX_BATCH = 1 << 20
 """Bytes of an unfinished batch that are held back before it is decided as it stands."""
-_MAY_FORGET = frozenset(bytes((byte,)) for byte in b"dD \t\n\r/-")
-"""How a DEALLOCATE or DISCARD may begin."""
+_CONTROL = frozenset((Kind.BEGIN, Kind.COMMIT, Kind.ROLLBACK, Kind.SAVEPOINT))
 _ENDS = frozenset((m.QUERY, m.SYNC, m.FUNCTION_CALL))
-
-
-class _Replies:
-    """The reply handler of one of a session's two servers."""
-
-    __slots__ = ("_session", "_target")
-
-    def __init__(self, session: Session, target: Target) -> None:
-        self._session = session
-        self._target = target
-
-    def on_ready(self, status: int) -> None:
-        self._session.on_ready(self._target, status)
-
-    def on_copy_in(self, swallowed_sync: bool) -> None:
-        self._session.on_copy_in(swallowed_sync)
-
-    def on_error(self, message: bytes) -> None:
-        self._session.on_error(self._target, message)
-
-    def on_parameter(self, name: str, value: str) -> None:
-        self._session.on_parameter(self._target, name, value)
-
-    def on_notification(self) -> None:
-        self._session.on_notification()
-
-    def on_skipped(self) -> None:
-        self._session.on_skipped()
 
 
 class Session:
@@ -85,7 +57,10 @@ class Session:
         self.settings = SessionSettings(user, parameters)
         self.status = IDLE
         self.outbox = Outbox(context.stats)
-        self.queues = (ReplyQueue(_Replies(self, Target.PRIMARY)), ReplyQueue(_Replies(self, Target.REPLICA)))
+        self.queues = (
+            ReplyQueue(ServerReplies(self, Target.PRIMARY)),
+            ReplyQueue(ServerReplies(self, Target.REPLICA)),
+        )
         self.target = Target.PRIMARY
         self.seen = 0
         """The number of the last LSN sample sent to the primary when this session last heard from it."""
@@ -175,7 +150,7 @@ class Session:
         self.blocked = ""
         try:
             self._pump()
-        except ProtocolViolation as exc:
+        except m.ProtocolViolation as exc:
             self.port.fail("08P01", f"invalid message: {exc}")
 
     @property
@@ -221,14 +196,12 @@ class Session:
         if frames[0][0] in (m.COPY_DATA, m.COPY_DONE, m.COPY_FAIL):
             self._send_copy(frames[0][0], frames[0])
             return True
-        if self._mixed:
-            self._mixed = self.outbox.foreign(self.speaks)
         if (
             not term.routing.tables
             and not context.reads.enabled
             and self._refusal is None
             and self._open is None
-            and not self._mixed
+            and not (self._mixed and self._still_mixed())
             and not self.outbox.prepared[Target.PRIMARY].rewritten
             and self._pass(frames, term)
         ):
@@ -269,6 +242,11 @@ class Session:
         context.stats.decisions[(target.name.lower(), reason)] += 1
         self._send(work, target, term)
         return True
+
+    def _still_mixed(self) -> bool:
+        """Whether there are statements of a version that the session speaks no longer; each must be looked at."""
+        self._mixed = self.outbox.foreign(self.speaks)
+        return self._mixed
 
     def _choose(self, work: Work, last: int) -> tuple[Target | None, str]:
         """Where the batch goes, and why; None: nowhere before the other server has answered."""
@@ -345,14 +323,14 @@ class Session:
                 return False
             elif kind == m.EXECUTE:
                 queries += 1
-        self.context.stats.queries += queries
         # Settings and temporary relations are not followed here; should replicas be switched on, not for this session.
         self.settings.unknown = True
         flight = Flight(term, Target.PRIMARY, self.context.clock())
         if end == m.QUERY:
-            self.context.stats.queries += 1
-            if last[5:6] in _MAY_FORGET:
+            queries = 1
+            if len(last) > 5 and last[5] in b"dD \t\n\r/-":
                 self._forget(last[5:-1], flight)
+        self.context.stats.queries += queries
         term.active += 1
         self.flights.append(flight)
         self.target = Target.PRIMARY
@@ -394,7 +372,8 @@ class Session:
 
     def _forget(self, text: bytes, flight: Flight) -> None:
         """Follow an SQL DEALLOCATE or DISCARD."""
-        flight.discards = self.outbox.forget(text) or flight.discards
+        if self.outbox.forget(text):
+            flight.settings += DISCARDED
 
     def _note(self, item: Item, plan: Plan, flight: Flight) -> None:
         """What sending the statement means for the session and its counters."""
@@ -410,8 +389,10 @@ class Session:
                 stats.mirrored += 1
             elif plan.guarded:
                 stats.guarded += 1
+            if plan.kind in _CONTROL:
+                flight.failed = True
             if plan.kind is Kind.SET:
-                if self._between_transactions or (self.status == IDLE and len(self.flights) == 1):
+                if plan.statements == 1 and self.status == IDLE and len(self.flights) == 1:
                     flight.settings += plan.settings
                 else:
                     self.settings.unknown = True
@@ -429,7 +410,7 @@ class Session:
         stats = self.context.stats
         queue = self.queues[target]
         # What a replica says unasked (that it shuts down, what was reconfigured there) is not for the client.
-        unasked = target is Target.REPLICA and not len(queue)
+        unasked = target and not len(queue)
         for chunk in queue.feed(data):
             if unasked:
                 break
@@ -452,8 +433,6 @@ class Session:
                 self.settings.apply(flight.settings)
             else:
                 self.settings.unknown = True
-        if flight.discards and not flight.failed:
-            self.settings.discard()
         if target is Target.PRIMARY:
             if (status == IDLE) != (self.status == IDLE):
                 context.stats.transactions_open += 1 if self.status == IDLE else -1

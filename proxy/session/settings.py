@@ -18,6 +18,8 @@ _VALUE = re.compile(
 _UTF8 = frozenset(("", "UTF8", "UNICODE", "SQL_ASCII"))
 
 Setting = tuple[str, str | None]
+DISCARDED: tuple[Setting, ...] = (("discard all", None),)
+"""A DISCARD ALL took effect."""
 
 
 class SessionSettings:
@@ -54,7 +56,9 @@ class SessionSettings:
     def apply(self, settings: tuple[Setting, ...]) -> None:
         """These SET and RESET statements took effect; a text of None is a RESET."""
         for name, text in settings:
-            if name == "all" and text is None:
+            if name == "discard all":
+                self.discard()
+            elif name == "all" and text is None:
                 self.applied.clear()
             elif text is None:
                 self.applied.pop(name, None)

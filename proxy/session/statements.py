@@ -14,7 +14,7 @@ from proxy.wire import messages as m
 
 _DEALLOCATE = re.compile(
     rb"""(?:\s|--[^\n]*(?:\n|\Z)|/\*.*?\*/)*(?:DEALLOCATE\s+(?:PREPARE\s+)?(?:(?P<all>ALL)\b|"(?P<quoted>(?:[^"]|"")+)"|(?P<name>\w+))
-        |(?P<discard>DISCARD\s+(?:ALL|PLANS))\b)""",
+        |(?P<discard>DISCARD\s+ALL)\b)""",
     re.IGNORECASE | re.VERBOSE | re.DOTALL,
 )
 

@@ -107,9 +107,8 @@ def study(frames: list[bytes], statements: Mapping[bytes, Statement], scope: Sco
             _decide(item, work, scope, m.read_query(frame), scope.version, ())
         elif kind == m.PARSE:
             item.decides = True
-            item.statement = statement = Statement(frame, scope.version)
             item.name, _ = m.cstring(frame, m.HEADER)
-            fresh[item.name] = statement
+            item.statement = fresh[item.name] = Statement(frame, scope.version)
             # Named statements live on the primary: there SQL's EXECUTE and DEALLOCATE look for them.
             work.reads_only = work.reads_only and not item.name
             _decide(item, work, scope, item.statement.text, scope.version, item.statement.oids)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import Cli, Database
+from tests.conftest import Cli, Database, SidecarFactory
 
 SETUP = (
     "CREATE TABLE items (id int PRIMARY KEY, size text); INSERT INTO items VALUES (1, 'big'), (2, 'small')"
@@ -204,3 +204,13 @@ def test_the_command_starts_fast_and_shows_all_commands(migrator_cli: Cli) -> No
         "explain",
     ]:
         assert f" {command} " in done.stdout, command
+
+
+def test_a_dsn_that_goes_through_a_sidecar_is_refused(
+    migrator_cli: Cli, file: Path, sidecar: SidecarFactory
+) -> None:
+    migrator_cli("init")
+    through = sidecar().dsn()
+    refused = answer(migrator_cli, "start", file, "--dsn", through, code=3)["error"]
+    assert "connection pooler or a sidecar" in refused["message"]
+    assert "Name the primary server itself" in refused["hint"]

@@ -267,7 +267,8 @@ async def test_a_new_speakers_insert_that_gives_only_its_own_shape_meets_the_old
     # What a sidecar sends for an INSERT that it leaves to the guard: the new columns and the mark. `status`
     # is NOT NULL without a default, which is checked before an AFTER trigger could repair the row.
     await db.execute(
-        f'INSERT INTO items (id, "{STATE}", note, "{NUMBER}", "{MARK}") VALUES (7, 1, $1, 70, 3)', "left to the guard"
+        f'INSERT INTO items (id, "{STATE}", note, "{NUMBER}", "{MARK}") VALUES (7, 1, $1, 70, 3)',
+        "left to the guard",
     )
     row = await items(7)
     assert row[:4] == ("paid", 1, "70", 70)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import asyncpg
@@ -174,13 +175,15 @@ async def test_warnings_and_waivers_are_told(lint: Any, db: Any) -> None:
     assert len(report.document(design)["waivers"]) == 2
 
 
-async def test_a_role_that_does_not_own_the_table_is_refused(lint: Any, database: Database, db: Any) -> None:
+async def test_a_role_that_does_not_own_the_table_is_refused(
+    lint: Any, database: Database, db: Any, tmp_path: Path
+) -> None:
     role = f"plain_{database.name}"
     dsn = database.role(role)
     await db.execute(
         f'GRANT USAGE ON SCHEMA dualwire TO "{role}"; GRANT ALL ON ALL TABLES IN SCHEMA dualwire TO "{role}"'
     )
-    other = Migrator(dsn, lint.__closure__[0].cell_contents.directory)
+    other = Migrator(dsn, tmp_path)
     path = other.file("0001_owner", f"operations: [{retype('seen', 'b', 'b::text', 'b::int')}]")
     design = await other.design(path)
     assert "owner" in {f.code for f in design.errors()}

@@ -110,13 +110,18 @@ def test_an_upsert_is_translated_in_all_its_parts() -> None:
     ("sql", "expected"),
     [
         (
-            "INSERT INTO orders (state) SELECT a FROM b UNION (SELECT c FROM d ORDER BY 1)",
-            'INSERT INTO orders ("_dualwire_new_state", "_dualwire_mark")'
-            " SELECT a, 3::int2 FROM b UNION (SELECT c, 3::int2 FROM d ORDER BY 1)",
+            "INSERT INTO orders SELECT * FROM a UNION (SELECT * FROM d ORDER BY 1)",
+            'INSERT INTO orders ("id", "_dualwire_new_state", "data", "_dualwire_mark")'
+            " SELECT *, 3::int2 FROM a UNION (SELECT *, 3::int2 FROM d ORDER BY 1)",
         ),
         (
-            "INSERT INTO orders (state) VALUES (random()::text)",
-            'INSERT INTO orders ("_dualwire_new_state", "_dualwire_mark") VALUES (random()::text, 3::int2)',
+            "INSERT INTO orders TABLE a ON CONFLICT DO NOTHING",
+            'INSERT INTO orders ("id", "_dualwire_new_state", "data", "_dualwire_mark")'
+            " SELECT *, 3::int2 FROM (TABLE a) AS _dualwire_rows ON CONFLICT DO NOTHING",
+        ),
+        (
+            "INSERT INTO orders (state) VALUES (random()::text) LIMIT 1",
+            'INSERT INTO orders ("_dualwire_new_state", "_dualwire_mark") VALUES (random()::text, 3::int2) LIMIT 1',
         ),
         (
             "PREPARE p AS INSERT INTO orders (state) VALUES ($1)",
@@ -184,7 +189,7 @@ def test_a_name_that_is_surely_anothers_is_left_alone() -> None:
         "DO $$ BEGIN UPDATE orders SET status = 'x'; END $$",
         "CREATE TABLE x (s text REFERENCES orders (state))",
         "ALTER TABLE x ADD FOREIGN KEY (s) REFERENCES orders (state)",
-        "INSERT INTO orders TABLE other",
+        "INSERT INTO orders SELECT FROM other",
         "SELECT *, o.ctid FROM orders o JOIN a USING (id)",
     ],
 )

@@ -282,6 +282,31 @@ def test_a_setting_made_in_the_batch_that_opens_a_transaction_is_not_overlooked(
     assert not play.session.settings.portable
 
 
+@pytest.mark.parametrize("text", ["BEGIN; SET search_path TO a; ROLLBACK", "SET search_path TO a; SELECT 1"])
+def test_a_setting_among_other_statements_is_not_taken_for_certain(text: str) -> None:
+    play = _reading()
+    play.client(query(text))
+    play.server(DONE + DONE + DONE + READY)
+    assert not play.session.settings.portable
+
+
+def test_a_setting_rolled_back_in_its_own_batch_is_not_taken_for_certain() -> None:
+    play = _reading()
+    texts = ("BEGIN", "SET search_path TO a", "ROLLBACK")
+    play.client(*(parse(text) + bind() + EXECUTE for text in texts), SYNC)
+    play.server((PARSED + BOUND + DONE) * 3 + READY)
+    assert not play.session.settings.portable
+
+
+def test_discard_plans_discards_neither_settings_nor_statements() -> None:
+    play = _reading()
+    for batch in (query("SET search_path TO a"), parse("SELECT 1", "s1") + SYNC, query("DISCARD PLANS")):
+        play.client(batch)
+        play.server((PARSED if b"s1" in batch else DONE) + READY)
+    assert play.session.settings.applied
+    assert b"s1" in play.session.outbox.statements
+
+
 def test_settings_made_while_replicas_were_off_keep_a_session_on_the_primary() -> None:
     play = Play()
     play.client(query("SET search_path TO tenant"))
