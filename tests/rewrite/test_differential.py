@@ -297,6 +297,14 @@ def sentence(rng: random.Random, side: Side) -> str:
                 " ON CONFLICT (id) DO NOTHING",
             ]
         )
+        if rng.random() < 0.4:
+            leaves = [
+                f"SELECT {key + at}, {', '.join(rng.choice(cells[name]) for name in names)}"
+                for at in range(rng.randint(1, 2))
+            ]
+            tail = rng.choice(["", " ORDER BY 1 DESC", " LIMIT 1"])
+            rows = f"{rng.choice([' UNION ALL ', ' EXCEPT ']).join(leaves)}{tail}"
+            return f"INSERT INTO {table} (id, {', '.join(names)}) {rows}{conflict}{ending}"
         return f"INSERT INTO {table} (id, {', '.join(names)}) VALUES {rows}{conflict}{ending}"
     sets = ", ".join(f"{name} = {rng.choice([*cells[name], name, 'DEFAULT'])}" for name in names)
     return f"UPDATE {table} SET {sets} WHERE id = {key}{ending}"
