@@ -67,8 +67,7 @@ def set_name(work: Work, target: Source, name: str, location: int) -> str:
 
 def mirror_set(work: Work, rule: Rule, qualifier: str, assigned: list[Assignment]) -> None:
     """Append the mirrors of a SET list, or leave them to the guard."""
-    sources = {name for mirror in rule.mirrors for name in mirror.sources} | set(rule.direction.ok_sources)
-    relevant = [item for item in assigned if item.column in sources]
+    relevant = [item for item in assigned if item.column in rule.sources]
     if not relevant:
         return
     if not work.dual_write:

@@ -162,7 +162,7 @@ def _give(work: Work, rule: Rule, derived: Derived, column: str, at: int, consta
     if tokens.name(first + 1) == "UESCAPE":
         last += 2
     start, end = tokens.starts[first], tokens.ends[last]
-    if kind == "A_Const" and end - start > MAX_CONSTANT:
+    if kind == "A_Const" and end - start > MAX_CONSTANT and column in rule.sources:
         derived.give(column, _column(at))  # written down once only
         derived.edits += _cast(rule, column, constant, (start, end))
         return

@@ -123,10 +123,7 @@ class _Insert:
         if any(is_star(cell) for row in self.rows for cell in row):
             raise Unmirrorable(Reason.GUARD_OTHER, "A row of VALUES is spread from a composite value.")
         self._find_rows()
-        sources = {name for mirror in rule.mirrors for name in mirror.sources} | set(
-            rule.direction.ok_sources
-        )
-        wanted = [(at, name) for at, name in enumerate(columns) if name in sources]
+        wanted = [(at, name) for at, name in enumerate(columns) if name in rule.sources]
         return [self._row(self._cells(row, wanted, at)) for at, row in enumerate(self.rows)]
 
     def _derive(self, columns: list[str], why: Unmirrorable) -> None:

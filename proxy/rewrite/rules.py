@@ -33,6 +33,7 @@ class Rule:
         "prefix",
         "select_list",
         "side",
+        "sources",
         "text_compared",
         "translated",
         "types",
@@ -58,6 +59,10 @@ class Rule:
         self.direction = model.direction(side)
         self.mark = model.mark
         self.mirrors = self.direction.mirrors
+        self.sources = frozenset(name for mirror in self.mirrors for name in mirror.sources).union(
+            self.direction.ok_sources
+        )
+        """Physical columns from which something of the other shape follows."""
         self.migrating = (
             model.mark is not None or bool(model.up.mirrors or model.down.mirrors) or model.old != model.new
         )

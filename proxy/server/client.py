@@ -103,6 +103,8 @@ class ClientConnection(asyncio.Protocol):
         session = self.session
         if session is None:
             self._end(reusable=False)
+        elif session.leaving and not session.drained and not session.closed:
+            return
         elif session.flights and not session.closed:
             self._orphan(session)
         else:
@@ -257,7 +259,7 @@ class ClientConnection(asyncio.Protocol):
             # The copy began after its client had gone; without CopyDone nothing of it can be committed.
             session.close()
             self._end(reusable=False)
-        elif self._gone and not session.flights and not session.closed:
+        elif self._gone and session.drained and not session.closed:
             reusable = session.clean
             session.close()
             self._end(reusable=reusable)

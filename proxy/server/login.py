@@ -60,6 +60,9 @@ class Login:
             return
         limits = self._sidecar.settings.limits
         self._admitted = self._sidecar.admit(self._client)
+        if not self._admitted and not self._sidecar.admit_to_refuse(self._client):
+            self._client.finish()
+            return
         # One too many is told so when it has said who it is, as PostgreSQL does: a driver that begins with an
         # SSLRequest would not understand an earlier error.
         patience = limits.client_login_timeout if self._admitted else min(limits.client_login_timeout, 5.0)

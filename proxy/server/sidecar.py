@@ -24,6 +24,9 @@ from proxy.server.database import DatabaseRuntime
 
 log = structlog.get_logger(__name__)
 
+MAX_REFUSED = 256
+"""Clients beyond the limit that are listened to, so that they can be refused in a way that they understand."""
+
 
 class Sidecar:
     """See the module's docstring."""
@@ -44,6 +47,7 @@ class Sidecar:
         self.accepting = False
         self._server: asyncio.Server | None = None
         self._clients: set[ClientConnection] = set()
+        self._refused: set[ClientConnection] = set()
         self._keys: dict[tuple[int, bytes], ClientConnection] = {}
         self._numbers = 0
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -123,9 +127,17 @@ class Sidecar:
         self._clients.add(client)
         return True
 
+    def admit_to_refuse(self, client: ClientConnection) -> bool:
+        """Keep one client too many until it can be told so; False if there are too many of these as well."""
+        if len(self._refused) >= MAX_REFUSED:
+            return False
+        self._refused.add(client)
+        return True
+
     def forget(self, client: ClientConnection) -> None:
         """A client's socket is closed."""
         self._clients.discard(client)
+        self._refused.discard(client)
 
     def register(self, client: ClientConnection) -> tuple[int, tuple[int, bytes]]:
         """A number for a new session, unique in this process, and its cancel key."""

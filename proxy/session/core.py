@@ -22,7 +22,7 @@ from proxy.session.listener import ServerReplies
 from proxy.session.outbox import PLAIN, Outbox
 from proxy.session.ports import Port, RoutingView, Target, Verdict
 from proxy.session.replies import PLAIN_BIND, PLAIN_DESCRIBE, PLAIN_EXECUTE, PLAIN_SYNC, Reply, ReplyQueue
-from proxy.session.settings import DISCARDED, SessionSettings
+from proxy.session.settings import DISCARDED, SessionSettings, sets_as_one
 from proxy.session.statements import Statement
 from proxy.session.work import Item, Scope, Work, study
 from proxy.wire import messages as m
@@ -70,6 +70,8 @@ class Session:
         self.copying = False
         self.blocked: Literal["", "probe", "hold", "drain"] = ""
         self.closed = False
+        self.leaving = False
+        """The client has said goodbye, and waits for nothing."""
         self.saw_fatal = False
         """The server has said why it closes the connection."""
         self.touching = False
@@ -109,7 +111,10 @@ class Session:
                 self._send_copy(kind, frame)
             return
         if kind == m.TERMINATE:
-            self.port.finish()
+            # What was asked before the goodbye is still done, as PostgreSQL does it.
+            self.leaving = self._open is None and not self.copying
+            if self.drained or not self.leaving:
+                self.port.finish()
             return
         if self.copying and kind in (m.SYNC, m.FLUSH):
             self.port.to_server(self.target, frame)
@@ -152,6 +157,11 @@ class Session:
             self._pump()
         except m.ProtocolViolation as exc:
             self.port.fail("08P01", f"invalid message: {exc}")
+
+    @property
+    def drained(self) -> bool:
+        """Whether everything that the client has asked for was answered."""
+        return not self.flights and not self._ready
 
     @property
     def waiting(self) -> bool:
@@ -206,6 +216,10 @@ class Session:
             and self._pass(frames, term)
         ):
             return True
+        if self._open is None and any(flight.settings for flight in self.flights):
+            # A name may mean another table once the setting before it has taken effect.
+            self.blocked = "drain"
+            return False
         work = study(
             frames,
             self.outbox.statements,
@@ -391,17 +405,22 @@ class Session:
                 stats.guarded += 1
             if plan.kind in _CONTROL:
                 flight.failed = True
-            if plan.kind is Kind.SET:
-                if plan.statements == 1 and self.status == IDLE and len(self.flights) == 1:
-                    flight.settings += plan.settings
-                else:
-                    self.settings.unknown = True
-            elif plan.kind is not Kind.READ and plan.settings:
-                self.settings.unknown = True
+            if plan.settings or plan.kind is Kind.SESSION:
+                self._note_settings(plan, item, flight)
             if plan.kind in (Kind.SESSION, Kind.UNPARSED):
-                self._forget(item.frame[5:-1] if item.statement is None else item.statement.text, flight)
+                self._forget(item.text, flight)
             if plan.temp_relations:
                 self.settings.temp |= frozenset(plan.temp_relations)
+
+    def _note_settings(self, plan: Plan, item: Item, flight: Flight) -> None:
+        """Follow what a text sets, if the whole of it takes effect or nothing does; else its effect is unknown."""
+        certain = self.status == IDLE and len(self.flights) == 1
+        if plan.statements > 1 or plan.kind is not Kind.SET:
+            certain = certain and sets_as_one(item.text)
+        if not certain:
+            self.settings.unknown = True
+        else:
+            flight.settings += plan.settings
 
     # -- from the servers ------------------------------------------------------------------------------------------
 
@@ -416,6 +435,8 @@ class Session:
                 break
             stats.bytes_to_clients += len(chunk)
             self.port.to_client(chunk)
+        if self.leaving and self.drained:
+            self.port.finish()
         if self.blocked == "drain" and not self.flights:
             self._resume()
 

@@ -17,6 +17,11 @@ _VALUE = re.compile(
 )
 _UTF8 = frozenset(("", "UTF8", "UNICODE", "SQL_ASCII"))
 
+_DIVIDES = re.compile(
+    rb"\b(?:BEGIN|START|COMMIT|END|ROLLBACK|ABORT|SAVEPOINT|RELEASE|PREPARE|EXECUTE|DO|CALL|set_config|LOCAL)\b",
+    re.IGNORECASE,
+)
+
 Setting = tuple[str, str | None]
 DISCARDED: tuple[Setting, ...] = (("discard all", None),)
 """A DISCARD ALL took effect."""
@@ -81,6 +86,15 @@ class SessionSettings:
         self.unknown = False
         if not self._path_reported:
             self.report("search_path", "")
+
+
+def sets_as_one(text: bytes) -> bool:
+    """Whether the settings that a text names are all that it sets, and take effect together or not at all.
+
+    So it is outside a transaction for a text without transaction control: several statements of one Query are one
+    implicit transaction. What drivers' pools send to reset a session (``...; RESET ALL``) is of this kind.
+    """
+    return _DIVIDES.search(text) is None
 
 
 def parse_search_path(value: str, user: str) -> tuple[str, ...]:

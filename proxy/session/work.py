@@ -49,6 +49,11 @@ class Item:
     decides: bool = False
     """Whether this message is where the statement's text arrives (Query, Parse), so that it is counted once."""
 
+    @property
+    def text(self) -> bytes:
+        """The client's own text of the statement (Query, Parse, Bind)."""
+        return self.frame[5:-1] if self.statement is None else self.statement.text
+
 
 @dataclass(slots=True)
 class Work:

@@ -206,3 +206,31 @@ async def test_a_statement_under_way_is_finished_before_a_terminating_sidecar_en
     assert await stopping == 0
     with pytest.raises((asyncpg.PostgresError, OSError, asyncpg.InterfaceError)):
         await idle.fetchval("SELECT 1")
+
+
+async def test_a_statement_followed_at_once_by_a_goodbye_is_still_done(
+    database: Database, proxy: Sidecar
+) -> None:
+    async with database.connection() as direct:
+        await direct.execute("CREATE TABLE t (id int)")
+        reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
+        writer.write(m.startup({"user": proxy.user, "database": proxy.database}))
+        await reader.readuntil(b"Z\x00\x00\x00\x05I")
+        writer.write(
+            m.query(b"SELECT pg_sleep(0.5)") + m.query(b"INSERT INTO t VALUES (1)") + m.TERMINATE_FRAME
+        )
+        await writer.drain()
+        writer.close()
+        async with asyncio.timeout(10):
+            while not await direct.fetchval("SELECT count(*) FROM t"):
+                await asyncio.sleep(0.05)
+
+
+async def test_an_asyncpg_pool_goes_on_reading_from_the_replica(database: Database, proxy: Sidecar) -> None:
+    async with asyncpg.create_pool(proxy.dsn(), min_size=1, max_size=1) as pool:
+        await pool.execute("CREATE TABLE r (n int)")
+        before = _routed(proxy, "replica")
+        async with asyncio.timeout(20):
+            while _routed(proxy, "replica") < before + 5:
+                await pool.fetchval("SELECT count(*) FROM r")
+                await asyncio.sleep(0.02)

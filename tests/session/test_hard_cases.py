@@ -282,7 +282,7 @@ def test_a_setting_made_in_the_batch_that_opens_a_transaction_is_not_overlooked(
     assert not play.session.settings.portable
 
 
-@pytest.mark.parametrize("text", ["BEGIN; SET search_path TO a; ROLLBACK", "SET search_path TO a; SELECT 1"])
+@pytest.mark.parametrize("text", ["BEGIN; SET search_path TO a; ROLLBACK", "SET search_path TO a; CALL p()"])
 def test_a_setting_among_other_statements_is_not_taken_for_certain(text: str) -> None:
     play = _reading()
     play.client(query(text))
@@ -367,3 +367,16 @@ def test_copy_data_does_not_overtake_a_statement_that_waits() -> None:
     play.prober.slow = False
     play.prober.answer()
     assert kinds(play.heard(Target.PRIMARY)) == "QQdc"
+
+
+def test_what_follows_a_setting_in_a_pipeline_is_planned_after_it_took_effect() -> None:
+    play = Play(routing())
+    play.client(query("SET search_path TO elsewhere"))
+    assert play.client(query("UPDATE orders SET status = 1")) == []
+    (sent,) = _after(play, m.parameter_status("search_path", "elsewhere") + DONE + READY)
+    assert text_of(sent) == "UPDATE orders SET status = 1"
+
+
+def _after(play: Play, reply: bytes) -> list[bytes]:
+    play.server(reply)
+    return play.heard(Target.PRIMARY)

@@ -332,6 +332,31 @@ def test_settings_are_kept_for_the_replica_and_a_rolled_back_one_disables_it() -
     assert play.session.settings.unknown
 
 
+def test_the_reset_of_a_drivers_pool_keeps_the_session_fit_for_replicas() -> None:
+    play = _reading()
+    play.client(query("SET work_mem = '1MB'"))
+    play.server(DONE + READY)
+    play.client(query("SELECT pg_advisory_unlock_all(); CLOSE ALL; UNLISTEN *; RESET ALL"))
+    play.server(DONE + DONE + DONE + DONE + READY)
+    assert play.session.settings.applied == {}
+    assert play.session.settings.portable
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "SELECT set_config('work_mem', '1MB', false)",
+        "SET work_mem = '1MB'; BEGIN; SET work_mem = '2MB'; ROLLBACK",
+        "RESET ALL; SELECT set_config('work_mem', '1MB', false)",
+    ],
+)
+def test_settings_that_cannot_be_followed_keep_a_session_on_the_primary(text: str) -> None:
+    play = _reading()
+    play.client(query(text))
+    play.server(DONE + READY)
+    assert not play.session.settings.portable
+
+
 # -- COPY and other protocol corners ---------------------------------------------------------------------------------
 
 COPY_IN = m.frame(m.COPY_IN_RESPONSE, b"\0\0\0")
