@@ -287,6 +287,7 @@ class Session:
             return Target.PRIMARY, reason
         if not self.port.replica_ready(index):
             return Target.PRIMARY, "replica_connecting"
+        self._behind = False
         self.replica = index
         return Target.REPLICA, reason
 
@@ -460,8 +461,7 @@ class Session:
             self.status = status
             self.seen = context.reads.sent
             if self._behind:
-                # Only a sample sent from now on helps this session.
-                self._behind = False
+                # Only a sample sent from now on helps this session, until one of its reads has found a replica.
                 context.reads.request()
         if status == IDLE and self.touching and not self.flights:
             self.touching = False

@@ -17,10 +17,12 @@ _VALUE = re.compile(
 )
 _UTF8 = frozenset(("", "UTF8", "UNICODE", "SQL_ASCII"))
 
-_DIVIDES = re.compile(
-    rb"\b(?:BEGIN|START|COMMIT|END|ROLLBACK|ABORT|SAVEPOINT|RELEASE|PREPARE|EXECUTE|DO|CALL|set_config|LOCAL)\b",
-    re.IGNORECASE,
-)
+_CONTROL = rb"BEGIN|START|COMMIT|END|ROLLBACK|ABORT|SAVEPOINT|RELEASE|PREPARE|EXECUTE|CALL|LOCAL"
+_DIVIDES = re.compile(rb"\b(?:" + _CONTROL + rb")\b", re.IGNORECASE)
+_SETS_UNSEEN = re.compile(rb"\b(?:DO|set_config)\b", re.IGNORECASE)
+_ENDS_IN_RESET = re.compile(rb";\s*RESET\s+ALL\s*;?\s*\Z", re.IGNORECASE)
+_NOT_RESET = re.compile(rb"\brole\b|authorization", re.IGNORECASE)
+_DOLLAR_QUOTED = re.compile(rb"\$(\w*)\$.*?\$\1\$", re.DOTALL)
 
 Setting = tuple[str, str | None]
 DISCARDED: tuple[Setting, ...] = (("discard all", None),)
@@ -89,12 +91,18 @@ class SessionSettings:
 
 
 def sets_as_one(text: bytes) -> bool:
-    """Whether the settings that a text names are all that it sets, and take effect together or not at all.
+    """Whether the settings that a text names are all that it leaves set, and take effect together or not at all.
 
     So it is outside a transaction for a text without transaction control: several statements of one Query are one
-    implicit transaction. What drivers' pools send to reset a session (``...; RESET ALL``) is of this kind.
+    implicit transaction. A final ``RESET ALL`` undoes whatever was set unseen before it, but for the role: so end the
+    texts with which drivers' pools reset a session.
     """
-    return _DIVIDES.search(text) is None
+    bare = _DOLLAR_QUOTED.sub(b"''", text)
+    if _DIVIDES.search(bare) is not None:
+        return False
+    if _ENDS_IN_RESET.search(bare) is not None:
+        return _NOT_RESET.search(text) is None
+    return _SETS_UNSEEN.search(bare) is None
 
 
 def parse_search_path(value: str, user: str) -> tuple[str, ...]:

@@ -336,7 +336,12 @@ def test_the_reset_of_a_drivers_pool_keeps_the_session_fit_for_replicas() -> Non
     play = _reading()
     play.client(query("SET work_mem = '1MB'"))
     play.server(DONE + READY)
-    play.client(query("SELECT pg_advisory_unlock_all(); CLOSE ALL; UNLISTEN *; RESET ALL"))
+    play.client(
+        query(
+            "SELECT pg_advisory_unlock_all(); CLOSE ALL;"
+            " DO $$ BEGIN PERFORM 1 FROM pg_listening_channels(); IF FOUND THEN UNLISTEN *; END IF; END; $$; RESET ALL;"
+        )
+    )
     play.server(DONE + DONE + DONE + DONE + READY)
     assert play.session.settings.applied == {}
     assert play.session.settings.portable
@@ -348,6 +353,7 @@ def test_the_reset_of_a_drivers_pool_keeps_the_session_fit_for_replicas() -> Non
         "SELECT set_config('work_mem', '1MB', false)",
         "SET work_mem = '1MB'; BEGIN; SET work_mem = '2MB'; ROLLBACK",
         "RESET ALL; SELECT set_config('work_mem', '1MB', false)",
+        "DO $$ BEGIN SET ROLE nobody; END $$; RESET ALL",
     ],
 )
 def test_settings_that_cannot_be_followed_keep_a_session_on_the_primary(text: str) -> None:
