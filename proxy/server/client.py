@@ -195,9 +195,9 @@ class ClientConnection(asyncio.Protocol):
         if primary is not None:
             database.primary.release(primary, reusable=reusable)
         session = self.session
-        if replica is not None and session is not None and session.replica is not None:
+        if replica is not None and session is not None and session.reading.replica is not None:
             clean = not len(session.queues[Target.REPLICA])
-            database.replicas[session.replica].release(replica, reusable=clean)
+            database.replicas[session.reading.replica].release(replica, reusable=clean)
         elif replica is not None:
             replica.close()
         if session is not None:
@@ -327,7 +327,7 @@ class ClientConnection(asyncio.Protocol):
                 if session.closed or self._gone:
                     pool.release(server, reusable=True)
                     return
-                session.replica = index
+                session.reading.replica = index
                 self._servers[Target.REPLICA] = server
             else:
                 server.detach()

@@ -15,14 +15,15 @@ from __future__ import annotations
 from collections import deque
 from typing import Any, Literal
 
-from proxy.rewrite.model import Side
 from proxy.rewrite.plan import Kind, Plan, Refusal
 from proxy.session.context import Context, Flight
 from proxy.session.listener import ServerReplies
 from proxy.session.outbox import PLAIN, Outbox
-from proxy.session.ports import Port, RoutingView, Target, Verdict
+from proxy.session.ports import Port, Target, Verdict
+from proxy.session.reading import Reading
 from proxy.session.replies import PLAIN_BIND, PLAIN_DESCRIBE, PLAIN_EXECUTE, PLAIN_SYNC, Reply, ReplyQueue
 from proxy.session.settings import DISCARDED, SessionSettings, sets_as_one
+from proxy.session.spoken import Spoken
 from proxy.session.statements import Statement
 from proxy.session.work import Item, Scope, Work, study
 from proxy.wire import messages as m
@@ -53,7 +54,6 @@ class Session:
         self.port = port
         self.number = number
         self.user = user
-        self.version = version
         self.settings = SessionSettings(user, parameters)
         self.status = IDLE
         self.outbox = Outbox(context.stats)
@@ -62,10 +62,7 @@ class Session:
             ReplyQueue(ServerReplies(self, Target.REPLICA)),
         )
         self.target = Target.PRIMARY
-        self.seen = 0
-        """The number of the last LSN sample sent to the primary when this session last heard from it."""
-        self.replica: int | None = None
-        """The replica that this session reads from; it stays with it, or time could go backwards."""
+        self.reading = Reading(context.reads, self.settings, user)
         self.flights: deque[Flight] = deque()
         self.copying = False
         self.blocked: Literal["", "probe", "hold", "drain"] = ""
@@ -75,20 +72,13 @@ class Session:
         self.saw_fatal = False
         """The server has said why it closes the connection."""
         self.touching = False
-        self._behind = False
         self._open: Flight | None = None
         self._copy_over = False
         self._framer = Framer(limit=max_message)
         self._batch: list[bytes] = []
         self._batch_bytes = 0
         self._ready: deque[list[bytes]] = deque()
-        self._routing: RoutingView | None = None
-        self._sides: dict[str, Side | Refusal] = {}
-        self._reroute_due = True
-        self._mixed = False
-        self._refusal: Refusal | None = None
-        self.speaks = version
-        """The version that new statements belong to: a concrete name once routing is known."""
+        self.spoken = Spoken(version, number)
 
     # -- from the client -------------------------------------------------------------------------------------------
 
@@ -170,29 +160,6 @@ class Session:
 
     # -- deciding --------------------------------------------------------------------------------------------------
 
-    def _reroute(self, routing: RoutingView) -> None:
-        """Find out what this session speaks under a routing state that is new to it."""
-        if routing is not self._routing:
-            self._routing = routing
-            self._sides = {}
-            self._reroute_due = True
-        if self._reroute_due and self._between_transactions:
-            side = routing.resolve(self.version, self.number)
-            if isinstance(side, Refusal):
-                self._refusal, self.speaks = side, self.version
-            else:
-                self._refusal = None
-                self.speaks = routing.new if side == "new" and routing.new is not None else routing.old
-            self._reroute_due = False
-            self._mixed = True
-
-    def _side_of(self, version: str) -> Side | Refusal:
-        side = self._sides.get(version)
-        if side is None:
-            assert self._routing is not None
-            side = self._sides[version] = self._routing.resolve(version, self.number)
-        return side
-
     @property
     def _between_transactions(self) -> bool:
         return self.status == IDLE and not self.flights
@@ -201,17 +168,18 @@ class Session:
         """Decide one batch and send it; False if it must wait."""
         context = self.context
         term = context.hub.term
-        if term.routing is not self._routing or self._reroute_due:
-            self._reroute(term.routing)
+        spoken = self.spoken
+        if not spoken.settled(term.routing):
+            spoken.follow(term.routing, self._between_transactions)
         if frames[0][0] in (m.COPY_DATA, m.COPY_DONE, m.COPY_FAIL):
             self._send_copy(frames[0][0], frames[0])
             return True
         if (
             not term.routing.tables
             and not context.reads.enabled
-            and self._refusal is None
+            and spoken.refusal is None
             and self._open is None
-            and not (self._mixed and self._still_mixed())
+            and not (spoken.changed and self._still_mixed())
             and not self.outbox.prepared[Target.PRIMARY].rewritten
             and self._pass(frames, term)
         ):
@@ -226,9 +194,9 @@ class Session:
             Scope(
                 book=context.book(),
                 prober=context.prober,
-                side_of=self._side_of,
-                version=self.speaks,
-                refusal=self._refusal,
+                side_of=spoken.side_of,
+                version=spoken.version,
+                refusal=spoken.refusal,
                 search_path=self.settings.search_path,
                 temp=self.settings.temp,
                 user=self.user,
@@ -259,8 +227,8 @@ class Session:
 
     def _still_mixed(self) -> bool:
         """Whether there are statements of a version that the session speaks no longer; each must be looked at."""
-        self._mixed = self.outbox.foreign(self.speaks)
-        return self._mixed
+        self.spoken.changed = self.outbox.foreign(self.spoken.version)
+        return self.spoken.changed
 
     def _choose(self, work: Work, last: int) -> tuple[Target | None, str]:
         """Where the batch goes, and why; None: nowhere before the other server has answered."""
@@ -268,7 +236,11 @@ class Session:
             if self.target is Target.PRIMARY:
                 return Target.PRIMARY, "pipelined"
             # The same replica as before, if it is still fit for this one too.
-            if work.reads_only and last in _ENDS and self._replica_for(work)[0] == self.replica:
+            if (
+                work.reads_only
+                and last in _ENDS
+                and self.reading.replica_for(work)[0] == self.reading.replica
+            ):
                 return Target.REPLICA, "pipelined"
             return None, "drain"
         if self.status != IDLE:
@@ -281,25 +253,14 @@ class Session:
             return Target.PRIMARY, "unfinished_batch"
         if not work.plans:
             return Target.PRIMARY, "no_statement"
-        index, reason = self._replica_for(work)
+        index, reason = self.reading.replica_for(work)
         if index is None:
-            self._behind = reason == "read_your_writes"
+            self.reading.waits(reason)
             return Target.PRIMARY, reason
         if not self.port.replica_ready(index):
             return Target.PRIMARY, "replica_connecting"
-        self._behind = False
-        self.replica = index
+        self.reading.found(index)
         return Target.REPLICA, reason
-
-    def _replica_for(self, work: Work) -> tuple[int | None, str]:
-        """The replica that can serve a read, or None, and the reason."""
-        if not self.settings.portable:
-            return None, "session_state"
-        for plan in work.plans:
-            servable = self.context.reads.servable(plan, self.settings.search_path, self.user)
-            if not servable:
-                return None, "relation_unknown" if servable is None else "relation_unsafe"
-        return self.context.reads.choose(self.seen, self.replica)
 
     def _on_verdict(self, verdict: Verdict) -> None:
         if not self.closed and self.blocked == "probe":
@@ -332,7 +293,7 @@ class Session:
             if kind == m.PARSE:
                 if frame[5:6] != b"\0":
                     return False
-                self.outbox.statements[b""] = statement = Statement(frame, self.speaks)
+                self.outbox.statements[b""] = statement = Statement(frame, self.spoken.version)
                 prepared.texts[b""] = statement.sent
             elif kind == m.CLOSE:
                 return False
@@ -459,10 +420,7 @@ class Session:
             if (status == IDLE) != (self.status == IDLE):
                 context.stats.transactions_open += 1 if self.status == IDLE else -1
             self.status = status
-            self.seen = context.reads.sent
-            if self._behind:
-                # Only a sample sent from now on helps this session, until one of its reads has found a replica.
-                context.reads.request()
+            self.reading.answered()
         if status == IDLE and self.touching and not self.flights:
             self.touching = False
             context.hub.untouch()
@@ -494,7 +452,7 @@ class Session:
 
     def on_notification(self) -> None:
         """What the client hears of may not be on a replica yet."""
-        self.seen = self.context.reads.sent
+        self.reading.heard()
 
     def on_parameter(self, target: Target, name: str, value: str) -> None:
         """A reported setting changed."""
@@ -505,9 +463,7 @@ class Session:
         """The replica connection was lost or given up while nothing was in flight on it."""
         self.outbox.prepared[Target.REPLICA].clear()
         self.queues[Target.REPLICA].clear()
-        self.replica = None
-        # What was read there may be newer than what another replica has: wait for a sample as after a write.
-        self.seen = self.context.reads.sent
+        self.reading.lost()
 
     # -- the end ---------------------------------------------------------------------------------------------------
 
