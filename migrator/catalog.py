@@ -84,6 +84,8 @@ class CatalogTrigger(Frozen):
     enabled: str
     before_row: bool
     function: str
+    pinned: bool
+    """Its function has a search_path of its own, so it works whoever's statement fires it."""
 
 
 class Dependent(Frozen):
@@ -250,8 +252,9 @@ FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid WHERE i.indrelid = $1 OR
 _TRIGGERS = """
 SELECT json_build_object(
   'name', t.tgname, 'definition', pg_get_triggerdef(t.oid), 'enabled', t.tgenabled,
-  'before_row', (t.tgtype & 3) = 3 AND (t.tgtype & 20) <> 0, 'function', t.tgfoid::regprocedure::text)
-FROM pg_trigger t WHERE t.tgrelid = $1 AND NOT t.tgisinternal ORDER BY t.tgname
+  'before_row', (t.tgtype & 3) = 3 AND (t.tgtype & 20) <> 0, 'function', t.tgfoid::regprocedure::text,
+  'pinned', p.prolang IN (12, 13) OR EXISTS (SELECT FROM unnest(p.proconfig) AS s WHERE s LIKE 'search_path=%'))
+FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid WHERE t.tgrelid = $1 AND NOT t.tgisinternal ORDER BY t.tgname
 """
 
 _DEPENDENTS = """

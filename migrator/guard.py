@@ -165,9 +165,12 @@ DECLARE
     old_changed boolean := false;
     new_changed boolean := false;
     reason text;
+    row_key constant text := TG_RELID::text || ' ' || {table.key_json("NEW.")}::text;
+    outer_key constant text := coalesce(current_setting('dualwire.repairing', true), '');
 BEGIN
-    -- The repair below fires this trigger again.
-    IF current_setting('dualwire.repairing', true) = TG_RELID::text THEN
+    -- The repair below fires this trigger again for its own row. Other rows may come in between, where user triggers
+    -- fire on the repair and write to the same table: those are guarded like any other.
+    IF outer_key = row_key THEN
         RETURN NULL;
     END IF;
     IF TG_OP = 'UPDATE' THEN
@@ -198,7 +201,7 @@ BEGIN
     END IF;
 {violations}
     PERFORM nextval('dualwire.guard_repairs_{migration}');
-    PERFORM set_config('dualwire.repairing', TG_RELID::text, true);
+    PERFORM set_config('dualwire.repairing', row_key, true);
     IF side = 'both' THEN
         UPDATE {table.sql} AS t SET {ident(MARK)} = NULL
         WHERE {table.key_equals("t.", "NEW.")} AND t.{ident(MARK)} IS NOT NULL;
@@ -209,7 +212,7 @@ BEGIN
     ELSE
 {_repair(table, table.up, "old")}
     END IF;
-    PERFORM set_config('dualwire.repairing', '', true);
+    PERFORM set_config('dualwire.repairing', outer_key, true);
     IF reason IS NULL AND TG_OP = 'UPDATE' AND ({listed}) THEN
         DELETE FROM dualwire.problem p
         WHERE p.migration = {migration} AND p.table_name = {literal(table.label)}

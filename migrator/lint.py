@@ -319,11 +319,21 @@ def _triggers(catalog: CatalogTable, design: TableDesign, may_suppress: bool) ->
             "late_triggers", f"{design.label}: triggers {', '.join(late)} fire after the guard by their names"
         )
     if not may_suppress:
-        yield warning(
-            "triggers_fire",
-            f"{design.label}: this role may not set session_replication_role: backfill and repairs fire {listed}",
-            "GRANT SET ON PARAMETER session_replication_role to the migrator's role.",
-        )
+        grant = "GRANT SET ON PARAMETER session_replication_role TO the migrator's role"
+        loose = [t.name for t in active if not t.pinned]
+        if loose:
+            yield error(
+                "triggers_fire_unpinned",
+                f"{design.label}: this role may not set session_replication_role, so repairs and the backfill fire"
+                f" {', '.join(loose)}, whose functions have no search_path of their own and could fail there",
+                f"{grant}, or ALTER FUNCTION ... SET search_path for them.",
+            )
+        else:
+            yield warning(
+                "triggers_fire",
+                f"{design.label}: this role may not set session_replication_role: backfill and repairs fire {listed}",
+                f"{grant}.",
+            )
 
 
 def _clients(catalog: CatalogTable, design: TableDesign) -> Iterator[Finding]:

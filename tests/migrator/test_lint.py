@@ -254,3 +254,23 @@ async def test_column_grants_reach_the_new_column(db: Any, migrator: Migrator, d
     await app.execute("UPDATE secretive SET a = 'guarded' WHERE id = 1")
     await app.close()
     assert await db.fetchval('SELECT "_dualwire_new_a" FROM secretive') == 7
+
+
+async def test_triggers_that_would_fire_without_a_search_path_of_their_own_are_refused(
+    lint: Any, database: Database, db: Any, tmp_path: Path
+) -> None:
+    """The role may not suppress triggers: backfill and repairs would run them under a pinned search_path."""
+    role = f"owner_{database.name}"
+    dsn = database.role(role)
+    await db.execute(
+        f"""CREATE TABLE logged (id int PRIMARY KEY, b int); ALTER TABLE logged OWNER TO "{role}";
+        CREATE FUNCTION log_it() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NEW; END $$;
+        CREATE TRIGGER log_it BEFORE UPDATE ON logged FOR EACH ROW EXECUTE FUNCTION log_it();
+        GRANT ALL ON SCHEMA dualwire TO "{role}"; GRANT ALL ON ALL TABLES IN SCHEMA dualwire TO "{role}" """
+    )
+    other = Migrator(dsn, tmp_path)
+    path = other.file("0001_log", f"operations: [{retype('logged', 'b', 'b::text', 'b::int')}]")
+    assert "triggers_fire_unpinned" in {f.code for f in (await other.design(path)).errors()}
+    await db.execute("ALTER FUNCTION log_it() SET search_path = public")
+    codes = {f.severity for f in (await other.design(path)).findings if f.code.startswith("triggers_fire")}
+    assert codes == {"warning"}

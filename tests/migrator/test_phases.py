@@ -405,3 +405,37 @@ async def test_a_plain_owner_can_do_everything(database: Database, tmp_path: Pat
     await migrator.run(path)
     assert await conn.fetchval("SELECT state FROM orders WHERE id = 3 AND line = 2") == 1
     await conn.close()
+
+
+async def test_a_user_trigger_that_fires_on_a_repair_is_guarded_too(
+    database: Database, tmp_path: Path
+) -> None:
+    """Without the right to suppress triggers a repair fires them; what they write to other rows must not slip by."""
+    owner = f"owner_{database.name}"
+    dsn = database.role(owner)
+    database.sql(f'GRANT CREATE ON DATABASE {database.name} TO "{owner}"')
+    conn = await asyncpg.connect(dsn)
+    await conn.execute(
+        """CREATE TABLE t (id int PRIMARY KEY, code int NOT NULL);
+        INSERT INTO t SELECT g, 0 FROM generate_series(1, 5) AS g;
+        CREATE FUNCTION follow() RETURNS trigger LANGUAGE plpgsql SET search_path = public AS $$ BEGIN
+            IF pg_trigger_depth() = 2 THEN  -- only for the guard's own UPDATE
+                UPDATE t SET code = 9 WHERE id = NEW.id + 1;
+            END IF;
+            RETURN NULL;
+        END $$;
+        CREATE TRIGGER follow AFTER UPDATE ON t FOR EACH ROW EXECUTE FUNCTION follow()"""
+    )
+    migrator = Migrator(dsn, tmp_path)
+    assert await migrator.init()
+    path = migrator.file(
+        "0001_wide",
+        """operations:
+  - alter_column: {table: t, column: code, type: text, up: CAST(code AS text), down: CAST(code AS integer)}
+""",
+    )
+    await migrator.start(path)
+    await conn.execute("UPDATE t SET code = 7 WHERE id = 1")
+    rows = await conn.fetch('SELECT code, "_dualwire_new_code" FROM t ORDER BY id')
+    assert [tuple(row) for row in rows[:3]] == [(7, "7"), (9, "9"), (0, "0")]
+    await conn.close()
