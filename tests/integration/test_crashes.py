@@ -40,6 +40,7 @@ async def _until(writers: list[Writer], more: int) -> None:
     goals = [writer.acknowledged + more for writer in writers]
     async with asyncio.timeout(60):
         while any(writer.acknowledged < goal for writer, goal in zip(writers, goals, strict=True)):
+            assert not any(writer.failure for writer in writers), [writer.failure for writer in writers]
             await asyncio.sleep(0.02)
 
 

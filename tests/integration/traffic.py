@@ -27,7 +27,15 @@ MIGRATION = """operations:
   - rename_column: {table: orders, from: status, to: state}
 """
 
-LOST = (asyncpg.PostgresConnectionError, asyncpg.InterfaceError, asyncpg.CannotConnectNowError, OSError)
+LOST = (
+    asyncpg.PostgresConnectionError,
+    asyncpg.InterfaceError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.AdminShutdownError,
+    # What asyncpg says when the server's farewell came while it was idle and the socket is not closed yet.
+    asyncpg.InternalClientError,
+    OSError,
+)
 """What a client sees when its connection goes; anything else is a failed write."""
 
 Connect = Callable[[], Awaitable[Any]]
@@ -51,9 +59,18 @@ class Writer:
         self.acknowledged = 0
         self.reconnects = 0
         self.stop = False
+        self.failure = ""
+        """The error of a write that failed, which none may."""
 
     async def run(self) -> None:
         """Write until told to stop."""
+        try:
+            await self._write()
+        except Exception as error:
+            self.failure = repr(error)
+            raise
+
+    async def _write(self) -> None:
         connection: Any = None
         while not self.stop:
             key, code = self.random.choice(self.keys), self.random.randrange(3)
