@@ -188,11 +188,16 @@ def explain(
         lines += [f"  {refusal[k]}" for k in ("detail", "hint") if refusal[k]]
     lines += [
         f"kind: {document['kind']}, route: {document['route']}, reason: {document['reason']}",
-        f"mirrored: {document['mirrored']}, left to the guard: {document['guarded']}",
-        f"text: {document['text']}",
+        f"mirrored: {_yes(document['mirrored'])}, guard: {document['guard'] or 'none needed'},"
+        f" left to the guard: {_yes(document['guarded'])}",
+        f"rewritten: {document['rewritten']}" if document["rewritten"] else "sent as it is",
         *[f"- {e}" for e in document["explanations"]],
     ]
     show(document, "\n".join(lines), output)
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"
 
 
 async def _explained(dsn: str | None, text: str, version: str) -> dict[str, Any]:
@@ -221,10 +226,11 @@ async def _explained(dsn: str | None, text: str, version: str) -> dict[str, Any]
         "kind": str(plan.kind),
         "route": "replica or primary" if plan.kind is Kind.READ else "primary",
         "reason": plan.reason,
-        "rewritten": plan.rewritten,
+        "rewritten": plan.text.decode(errors="replace") if plan.rewritten else None,
         "text": plan.text.decode(errors="replace"),
         "tables": list(plan.tables),
         "mirrored": plan.mirrored,
+        "guard": next((t.guard for t in routing.tables if t.mark and t.qualified in plan.tables), None),
         "guarded": plan.guarded,
         "refusal": refusal,
         "explanations": list(plan.explanations),

@@ -15,7 +15,6 @@ app = typer.Typer(
     help="Zero-downtime PostgreSQL schema migrations: a dual-writing sidecar and its migrator.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
     rich_markup_mode=None,
 )
 migrate.register(app)
