@@ -18,7 +18,7 @@ import asyncpg
 from migrator import designer, drift, preflight
 from migrator.control import install, publish, store
 from migrator.control.session import Session, acquire
-from migrator.control.store import MigrationRow, Phase, reached
+from migrator.control.store import MigrationRow, reached
 from migrator.database import connect
 from migrator.design import Design
 from migrator.errors import Refused, RolledBack
@@ -26,6 +26,7 @@ from migrator.phases import backfill, close, cutover, expand, prepare, rollback,
 from migrator.phases.context import Context, Options
 from migrator.progress import Progress
 from migrator.spec import Migration, load
+from proxy.control.routing import Phase
 
 STEPS: dict[Phase, Callable[[Context], Awaitable[None]]] = {
     "planned": prepare.run,

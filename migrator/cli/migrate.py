@@ -10,7 +10,6 @@ from migrator import engine
 from migrator.cli import options as opt
 from migrator.cli.output import Format, parse_duration, perform, show
 from migrator.control import install, store
-from migrator.control.store import Phase
 from migrator.database import connect
 from migrator.errors import Refused
 from migrator.locks import LockOptions
@@ -19,6 +18,7 @@ from migrator.phases import rollback as rollback_phase
 from migrator.phases import verify as verify_phase
 from migrator.phases.context import BackfillOptions, Options
 from migrator.progress import Progress
+from proxy.control.routing import Phase
 
 UNTIL = ("prepared", "expanded", "backfilled", "verified", "cutover")
 

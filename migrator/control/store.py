@@ -6,24 +6,12 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal, cast, get_args
+from typing import Any, cast
 
 import asyncpg
 
 from migrator.design import Design
-
-Phase = Literal[
-    "planned",
-    "prepared",
-    "expanded",
-    "backfilled",
-    "verified",
-    "cutover",
-    "closed",
-    "completed",
-    "rolled_back",
-]
-PHASES: tuple[Phase, ...] = get_args(Phase)
+from proxy.control.routing import PHASES, Phase
 
 
 def reached(phase: Phase, goal: Phase) -> bool:

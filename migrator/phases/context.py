@@ -10,11 +10,11 @@ import asyncpg
 from migrator import drift, models
 from migrator.control import acks, publish, store
 from migrator.control.session import Session
-from migrator.control.store import MigrationRow, Phase
+from migrator.control.store import MigrationRow
 from migrator.design import Design
 from migrator.locks import LockOptions
 from migrator.progress import Progress
-from proxy.control.routing import Routing
+from proxy.control.routing import Phase, Routing
 from proxy.rewrite.model import TableModel
 
 

@@ -21,6 +21,7 @@ from typing import Any
 import asyncpg
 import structlog
 
+from proxy.backend.own import dial
 from proxy.dsn import Dsn
 from proxy.rewrite.plan import Plan
 
@@ -212,7 +213,7 @@ class Monitor:
 
     async def _sample(self) -> None:
         if self._connection is None:
-            self._connection = await _connect(self._primary)
+            self._connection = await dial(self._primary, "monitor")
         self.state.sent += 1
         number, taken = self.state.sent, time.monotonic()
         row = await self._connection.fetchrow(_SAMPLE, timeout=5)
@@ -230,7 +231,7 @@ class Monitor:
     async def _poll(self, replica: Replica) -> None:
         try:
             if replica.connection is None:
-                replica.connection = await _connect(replica.dsn)
+                replica.connection = await dial(replica.dsn, "monitor")
             row = await replica.connection.fetchrow(_REPLAYED, timeout=5)
         except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError) as exc:
             if replica.up or not replica.error:
@@ -262,16 +263,3 @@ class Monitor:
             key = self.state.unknown.pop()
             servable = await self._connection.fetchval(_RELATION, list(key[1]), key[2], timeout=5)
             self.state.learn(key, bool(servable))
-
-
-async def _connect(dsn: Dsn) -> Any:
-    return await asyncpg.connect(
-        host=dsn.host,
-        port=dsn.port,
-        user=dsn.user,
-        database=dsn.database,
-        password=dsn.password_or_default(),
-        ssl=None if dsn.is_unix else dsn.sslmode,
-        timeout=5,
-        server_settings={"application_name": "dualwire monitor"},
-    )

@@ -8,17 +8,16 @@ usable; a document that this version does not understand is a ``ValueError``. No
 from __future__ import annotations
 
 import json
-import ssl
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import asyncpg
 
+from proxy.backend.own import dial
 from proxy.control.routing import Routing, from_document
 from proxy.dsn import Dsn
 
 CHANNEL: Final = "dualwire"
-CONNECT_TIMEOUT: Final = 5.0
 # Longer than a swap may hold the sidecar's row: a call that waits for one is not a lost link.
 CALL_TIMEOUT: Final = 15.0
 
@@ -52,19 +51,8 @@ class ControlClient:
     ) -> ControlClient:
         """Connects, refuses a server in recovery, and listens; the callbacks run in the event loop."""
         try:
-            connection = await asyncpg.connect(
-                host=dsn.host,
-                port=dsn.port,
-                user=dsn.user,
-                database=dsn.database,
-                password=dsn.password_or_default(),
-                ssl=None if dsn.is_unix else _tls(dsn),
-                timeout=CONNECT_TIMEOUT,
-                # The functions may be replaced by a newer version at any time; nothing here is worth a plan
-                # cache.
-                statement_cache_size=0,
-                server_settings={"application_name": "dualwire control"},
-            )
+            # The functions may be replaced by a newer version at any time; nothing here is worth a plan cache.
+            connection = await dial(dsn, "control", statement_cache_size=0)
         except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, ValueError) as error:
             raise LinkLost(f"cannot connect to {dsn}: {_text(error)}") from error
         client = cls(connection)
@@ -187,14 +175,6 @@ def _routing(document: str) -> Routing:
 def _key(answer: str) -> Key:
     found = json.loads(answer)
     return (found["epoch_id"], found["epoch"], found["revision"])
-
-
-def _tls(dsn: Dsn) -> Any:
-    if dsn.sslrootcert is None:
-        return dsn.sslmode
-    context = ssl.create_default_context(cafile=dsn.sslrootcert)
-    context.check_hostname = dsn.sslmode == "verify-full"
-    return context
 
 
 def _text(error: BaseException) -> str:

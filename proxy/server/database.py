@@ -17,6 +17,7 @@ import structlog
 
 from proxy.backend.errors import ServerUnavailable
 from proxy.backend.lag import Monitor, ReadState, Replica
+from proxy.backend.own import dial
 from proxy.backend.pool import Pool
 from proxy.backend.probe import SessionProber, Verdicts
 from proxy.config import Database, Limits
@@ -119,18 +120,9 @@ class DatabaseRuntime:
 
     async def _reach(self) -> None:
         """Find out whether the primary answers, for /readyz; afterwards every login tells."""
-        dsn = self.settings.primary
         while self.primary_error is not None:
             try:
-                connection = await asyncpg.connect(
-                    host=dsn.host,
-                    port=dsn.port,
-                    user=dsn.user,
-                    database=dsn.database,
-                    password=dsn.password_or_default(),
-                    ssl=None if dsn.is_unix else dsn.sslmode,
-                    timeout=5,
-                )
+                connection = await dial(self.settings.primary, "readiness")
                 await connection.close()
                 self.primary_error = None
             except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError) as exc:

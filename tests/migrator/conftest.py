@@ -16,13 +16,13 @@ import pytest
 
 from migrator import engine
 from migrator.control import install
-from migrator.control.store import Phase
 from migrator.database import connect
 from migrator.design import Design
 from migrator.phases import cutover, rollback, verify
 from migrator.phases.context import Context, Options
 from migrator.progress import Progress
 from migrator.spec import load
+from proxy.control.routing import Phase
 from tests.conftest import Database
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import asyncpg
 import pytest
 
-from migrator.control.store import Phase
 from migrator.errors import Differences, Refused, RolledBack
+from proxy.control.routing import Phase
 from tests.conftest import Database
 from tests.migrator.conftest import Migrator
 
