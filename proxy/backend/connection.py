@@ -41,6 +41,8 @@ class ServerConnection(asyncio.Protocol):
         self.startup_parameters = parameters
         self.parameters: dict[str, str] = {}
         """What the server reported by ParameterStatus."""
+        self.search_path = ""
+        """The session's default ``search_path``: reported from PostgreSQL 18 on, asked for before."""
         self.pid = 0
         self.secret = b""
         self.closed = False
@@ -296,6 +298,17 @@ def ssl_context(dsn: Dsn) -> ssl.SSLContext | None:
     return context
 
 
+async def _search_path(connection: ServerConnection) -> str:
+    reported = connection.parameters.get("search_path")
+    if reported is not None:
+        return reported
+    for message in await connection.simple("SHOW search_path"):
+        if message[0] == m.DATA_ROW:
+            # One column: the count, its length, its text.
+            return message[11:].decode("utf-8", "replace")
+    return ""
+
+
 async def connect(
     dsn: Dsn, parameters: dict[str, str], *, password: str | None, timeout: float
 ) -> ServerConnection:
@@ -313,6 +326,7 @@ async def connect(
                     raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                     raw.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             await connection.login(ssl_context(dsn))
+            connection.search_path = await _search_path(connection)
     except TimeoutError as exc:
         connection.close()
         raise ServerUnavailable(

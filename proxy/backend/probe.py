@@ -26,6 +26,8 @@ log = structlog.get_logger(__name__)
 
 MAX_KNOWN = 20_000
 TIMEOUT = 5.0
+RETRY_SECONDS = 5.0
+"""How long a text that could not be tried is left to the guard."""
 
 Key = tuple[Any, ...]
 
@@ -85,14 +87,19 @@ class SessionProber:
         self, key: Key, plan: Plan, oids: tuple[int, ...], done: Callable[[ProbeVerdict], None]
     ) -> None:
         verdict = LEFT_TO_GUARD
+        tried = False
         try:
             async with asyncio.timeout(TIMEOUT):
                 verdict = await self._try(plan, oids, search_path=key[1])
+                tried = True
         except Exception as exc:
             # Whatever it is: a client waits for the answer.
             log.warning("could not try a rewritten statement; it is left to the guard", error=str(exc))
         # The session asks for the key again: only what was learned lets it go on.
         self._verdicts.learn(key, verdict)
+        if not tried:
+            # The text itself may be good: ask again before long.
+            asyncio.get_running_loop().call_later(RETRY_SECONDS, self._verdicts.known.pop, key, None)
         done(verdict)
 
     async def _try(self, plan: Plan, oids: tuple[int, ...], search_path: tuple[str, ...]) -> ProbeVerdict:

@@ -161,6 +161,7 @@ class ClientConnection(asyncio.Protocol):
             user=parameters["user"],
             version=version,
             parameters=server.parameters,
+            search_path=server.search_path,
             max_message=min(self.sidecar.settings.limits.max_packet, m.MAX_MESSAGE),
         )
         server.attach(self)

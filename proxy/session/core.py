@@ -22,7 +22,7 @@ from proxy.session.outbox import PLAIN, Outbox
 from proxy.session.ports import Port, Target, Verdict
 from proxy.session.reading import Reading
 from proxy.session.replies import PLAIN_BIND, PLAIN_DESCRIBE, PLAIN_EXECUTE, PLAIN_SYNC, Reply, ReplyQueue
-from proxy.session.settings import DISCARDED, SessionSettings, sets_as_one
+from proxy.session.settings import DEFAULT_SEARCH_PATH, DISCARDED, SessionSettings, sets_as_one
 from proxy.session.spoken import Spoken
 from proxy.session.statements import Statement
 from proxy.session.work import Item, Scope, Work, study
@@ -48,13 +48,14 @@ class Session:
         user: str,
         version: str,
         parameters: dict[str, str],
+        search_path: str = DEFAULT_SEARCH_PATH,
         max_message: int = m.MAX_MESSAGE,
     ) -> None:
         self.context = context
         self.port = port
         self.number = number
         self.user = user
-        self.settings = SessionSettings(user, parameters)
+        self.settings = SessionSettings(user, parameters, search_path)
         self.status = IDLE
         self.outbox = Outbox(context.stats)
         self.queues = (

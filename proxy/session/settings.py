@@ -32,10 +32,20 @@ DISCARDED: tuple[Setting, ...] = (("discard all", None),)
 class SessionSettings:
     """The settings of one session; ``reported`` is what the server said at login."""
 
-    __slots__ = ("_path_reported", "_user", "applied", "search_path", "temp", "unknown", "utf8")
+    __slots__ = (
+        "_default_path",
+        "_path_reported",
+        "_user",
+        "applied",
+        "search_path",
+        "temp",
+        "unknown",
+        "utf8",
+    )
 
-    def __init__(self, user: str, reported: dict[str, str]) -> None:
+    def __init__(self, user: str, reported: dict[str, str], default_path: str = DEFAULT_SEARCH_PATH) -> None:
         self._user = user
+        self._default_path = default_path
         self.applied: dict[str, str] = {}
         """Setting name to the SET statement that a replica connection must run."""
         self.unknown = False
@@ -56,7 +66,7 @@ class SessionSettings:
     def report(self, name: str, value: str) -> None:
         """The server reported a setting (ParameterStatus)."""
         if name == "search_path":
-            self.search_path = parse_search_path(value or DEFAULT_SEARCH_PATH, self._user)
+            self.search_path = parse_search_path(value or self._default_path, self._user)
         elif name == "client_encoding":
             self.utf8 = value.upper().replace("-", "") in _UTF8
 
