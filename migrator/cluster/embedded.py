@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -153,7 +154,10 @@ def create_primary(
     secret.touch(0o600)
     secret.write_text(password)
     binaries.own(secret)
-    locale = ["--locale-provider=builtin", "--locale=C.UTF-8"] if version >= 17 else ["--no-locale"]
+    # The programs may be another version's than asked for, where a setting names their directory.
+    major = re.search(r"\d+", binaries.run("initdb", "--version", cwd=root))
+    builtin = (version if major is None else int(major[0])) >= 17
+    locale = ["--locale-provider=builtin", "--locale=C.UTF-8"] if builtin else ["--no-locale"]
     binaries.run(
         "initdb",
         *(

@@ -12,6 +12,8 @@ import asyncpg
 
 UP = {0: "new", 1: "paid", 2: "shipped"}
 DOWN = {state: code for code, state in UP.items()}
+ABSENT = -1
+"""Among what a row may be: not there, because no INSERT of it was acknowledged yet."""
 
 SETUP = """CREATE TABLE orders (id bigint PRIMARY KEY, status smallint NOT NULL, note text);
 INSERT INTO orders SELECT g, g % 3, 'n' FROM generate_series(1, {rows}) AS g"""
@@ -75,13 +77,13 @@ class Writer:
         while not self.stop:
             key, code = self.random.choice(self.keys), self.random.randrange(3)
             value: Any = code if self.column == "status" else UP[code]
-            before = self.known.get(key)
-            self.known[key] = {code} | (before or set())
+            before = self.known.get(key, {ABSENT})
+            self.known[key] = {code} | before
             self.attempts[key] += 1
             try:
                 if connection is None or connection.is_closed():
                     connection = await self.connect()
-                if before is None:
+                if ABSENT in before:
                     await connection.execute(
                         f"INSERT INTO orders (id, {self.column}, note) VALUES ($1, $2, 'w') "
                         f"ON CONFLICT (id) DO UPDATE SET {self.column} = excluded.{self.column}",
@@ -119,7 +121,7 @@ def wrong(
             if key in moving and key not in rows:
                 continue
             if key not in rows:
-                if len(codes) == 1:
+                if ABSENT not in codes:
                     problems.append(f"row {key} is lost")
                 continue
             old, new = rows[key]
