@@ -7,10 +7,10 @@ COPY proxy proxy
 COPY migrator migrator
 # The locked dependencies with their hashes, then the wheel alone: the image has no source tree and no build tools.
 RUN python -m venv /opt/dualwire \
-    && uv export --quiet --locked --no-emit-project --output-file /tmp/requirements.txt \
-    && uv pip install --quiet --python /opt/dualwire/bin/python --require-hashes -r /tmp/requirements.txt \
-    && uv build --quiet --wheel --out-dir /tmp/dist \
-    && uv pip install --quiet --python /opt/dualwire/bin/python --no-deps /tmp/dist/dualwire-*.whl
+    && uv export --quiet --locked --no-emit-project --output-file requirements.txt \
+    && uv pip install --quiet --python /opt/dualwire/bin/python --require-hashes -r requirements.txt \
+    && uv build --quiet --wheel --out-dir dist \
+    && uv pip install --quiet --python /opt/dualwire/bin/python --no-deps dist/dualwire-*.whl
 
 FROM python:3.12-slim
 RUN useradd --system --no-create-home --shell /usr/sbin/nologin dualwire

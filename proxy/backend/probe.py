@@ -48,8 +48,6 @@ class Verdicts:
 
     def __init__(self) -> None:
         self.known: dict[Key, ProbeVerdict] = {}
-        self.rejected = 0
-        """Texts of ours that the server did not accept: each is a defect that the guard made harmless."""
 
     def learn(self, key: Key, verdict: ProbeVerdict) -> None:
         """Remember a verdict."""
@@ -119,7 +117,6 @@ class SessionProber:
                 _, rewritten_row = await _describe(connection, plan.text, original)
             except QueryFailed as exc:
                 healthy = True
-                self._verdicts.rejected += 1
                 log.warning(
                     "the server rejects a rewritten statement; it is left to the guard",
                     error=str(exc),
@@ -130,7 +127,6 @@ class SessionProber:
                 return LEFT_TO_GUARD
             healthy = True
             if rewritten_row != row:
-                self._verdicts.rejected += 1
                 log.warning("a rewritten statement describes another result; it is left to the guard")
                 return LEFT_TO_GUARD
             return ProbeVerdict(True, original)

@@ -34,17 +34,6 @@ class RoutingView(Protocol):
     def resolve(self, version: str, session_number: int, /) -> Side | Refusal: ...
 
 
-class TermView(Protocol):
-    """One epoch as this process acts under it."""
-
-    @property
-    def routing(self) -> RoutingView: ...
-    @property
-    def serial(self) -> int: ...
-
-    active: int
-
-
 class HubView(Protocol):
     """Routing, epochs in use and the hold (``proxy.control.hub.RoutingHub``)."""
 
