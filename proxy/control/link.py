@@ -148,9 +148,12 @@ class ControlLink:
         """Leave the registry and end the link. Sessions must have ended: nothing is released or
         acknowledged."""
         tasks = [task for task in (self._task, *self._entering) if task is not None]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        pending = set(tasks)
+        while pending:
+            # Again, should a library below have swallowed the cancellation (asyncpg uses wait_for).
+            for task in pending:
+                task.cancel()
+            _, pending = await asyncio.wait(pending, timeout=1.0)
         self._cancel_timers()
         client, self._client = self._client, None
         if client is None:
@@ -167,7 +170,8 @@ class ControlLink:
     async def wait_known(self, within: float) -> bool:
         """Wait until it is known what routing holds; False if it is not by then."""
         try:
-            await asyncio.wait_for(self._known.wait(), within)
+            async with asyncio.timeout(within):
+                await self._known.wait()
         except TimeoutError:
             return False
         return True
@@ -283,7 +287,9 @@ class ControlLink:
                     self._synced.set()
                     self._known.set()
         try:
-            await asyncio.wait_for(self._wake.wait(), self._poll_seconds)
+            # Not wait_for: before Python 3.12 it can swallow a cancellation that comes together with the wake-up.
+            async with asyncio.timeout(self._poll_seconds):
+                await self._wake.wait()
         except TimeoutError:
             pass
 
