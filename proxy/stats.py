@@ -66,7 +66,7 @@ class Histogram:
 
 
 class Stats:
-    """The counters of one database. All only grow, but for ``clients``, ``parked`` and
+    """The counters of one database. All only grow, but for ``clients``, ``parked``, ``pins`` and
     ``transactions_open``."""
 
     __slots__ = (
@@ -83,11 +83,15 @@ class Stats:
         "login_failures",
         "mirrored",
         "parked",
+        "pins",
+        "pins_total",
         "plan_hits",
         "plan_misses",
         "queries",
         "refusals",
+        "replication",
         "rewrites",
+        "transactions",
         "transactions_open",
     )
 
@@ -119,9 +123,17 @@ class Stats:
         """Refused statements by the plan's reason."""
         self.clients: defaultdict[str, int] = defaultdict(int)
         """Connected clients by what they speak: ``old``, ``new``, ``auto``."""
+        self.replication = 0
+        """Replication connections that are open."""
+        self.transactions = 0
+        """Transactions that came to an end, implicit ones too."""
         self.transactions_open = 0
         self.parked = 0
         """Sessions that wait for the end of a hold."""
+        self.pins: defaultdict[str, int] = defaultdict(int)
+        """Sessions that keep their server connection between transactions, by reason."""
+        self.pins_total: defaultdict[str, int] = defaultdict(int)
+        """Times that a session began to, by reason."""
         self.latency = Histogram()
         """From a batch's last message to its ReadyForQuery, in seconds."""
 

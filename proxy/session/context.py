@@ -9,7 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from proxy.rewrite.plan import Kind
 from proxy.session.book import PlanBook
+from proxy.session.names import StatementNames
 from proxy.session.ports import HubView, Prober, Reads, RoutingView, Target
 from proxy.stats import Stats
 
@@ -50,19 +52,58 @@ class Context:
     clock: Callable[[], float]
     books: Books
     dual_write_enabled: bool = True
+    names: StatementNames | None = None
+    """Set where servers are shared by transactions: the names that prepared statements have there."""
 
     def book(self) -> PlanBook:
         """The plans of the current term."""
         return self.books.get(self.hub.term, self.dual_write_enabled)
 
 
-@dataclass(slots=True)
 class Flight:
     """A batch whose ReadyForQuery has not come yet."""
 
-    term: Any
-    target: Target
-    started: float
-    settings: tuple[tuple[str, str | None], ...] = ()
-    failed: bool = False
-    """An error came, or transactions begin or end in it: what became of its settings is uncertain."""
+    __slots__ = (
+        "back",
+        "control",
+        "copy_over",
+        "failed",
+        "frames",
+        "frees",
+        "keep_sync",
+        "noted",
+        "settings",
+        "started",
+        "target",
+        "term",
+        "uncertain",
+        "undo",
+        "unparsed",
+    )
+
+    def __init__(self, term: Any, target: Target, started: float, frames: list[bytes] | None = None) -> None:
+        self.term = term
+        self.target = target
+        self.started = started
+        self.frames = frames
+        """The client's own messages, as long as they might have to be sent again."""
+        self.settings: tuple[tuple[str, str | None], ...] = ()
+        self.control: tuple[Kind, ...] = ()
+        """Transactions begin or end in it."""
+        self.back = False
+        """It goes back to a savepoint."""
+        self.failed = False
+        """An error came."""
+        self.uncertain = False
+        """What it sets cannot be told."""
+        self.unparsed = False
+        self.frees: tuple[str, ...] = ()
+        """The pins that end if it succeeds, outside of a transaction."""
+        self.copy_over = False
+        """COPY data was sent to its end before the server had asked for any."""
+        self.keep_sync = False
+        """So it was before the batch's Sync."""
+        self.undo: list[Callable[[], None]] = []
+        """What brings back what was forgotten when it was sent, should it fail."""
+        self.noted = False
+        """Whether its outcome matters to ``Effects``."""

@@ -22,11 +22,14 @@ class ServerReplies:
     def on_ready(self, status: int) -> None:
         self._session.on_ready(self._target, status)
 
-    def on_copy_in(self, swallowed_sync: bool) -> None:
-        self._session.on_copy_in(swallowed_sync)
+    def on_copy_in(self, simple: bool) -> int:
+        return self._session.on_copy_in(simple)
 
-    def on_error(self, message: bytes) -> None:
-        self._session.on_error(self._target, message)
+    def on_skipped_ready(self, status: int) -> None:
+        self._session.on_skipped_ready(self._target)
+
+    def on_error(self, message: bytes, quiet: bool) -> bytes | None:
+        return self._session.on_error(self._target, message, quiet)
 
     def on_parameter(self, name: str, value: str) -> None:
         self._session.on_parameter(self._target, name, value)

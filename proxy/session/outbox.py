@@ -5,6 +5,10 @@ queue. It owns the session's prepared statements and knows which texts each serv
 whose wanted text differs from the prepared one is closed and prepared anew behind the client's back. A refused
 statement is replaced by one that fails on the server, so that the transaction's state there is what PostgreSQL's
 would be, and the server's error by ours.
+
+On servers that are shared by transactions (``names`` is set) a statement has a name of its text there: Parse, Bind,
+Describe and Close are translated, a Parse of what the server has already becomes a Close of nothing (it keeps its
+place in the order and fails where a Parse would be discarded), and error messages get the client's name back.
 """
 
 from __future__ import annotations
@@ -13,7 +17,8 @@ import functools
 import re
 from collections.abc import Callable
 
-from proxy.rewrite.plan import Plan, Refusal
+from proxy.rewrite.plan import Kind, Plan, Refusal
+from proxy.session.names import StatementNames
 from proxy.session.ports import Target
 from proxy.session.replies import (
     PLAIN_BIND,
@@ -22,6 +27,7 @@ from proxy.session.replies import (
     PLAIN_EXECUTE,
     PLAIN_QUERY,
     PLAIN_SYNC,
+    SKIPPED_PARSE,
     Mode,
     Reply,
 )
@@ -48,17 +54,29 @@ PLAIN = {
 """The entry of a request that nothing special is to be done about."""
 
 
+_CLOSE_NOTHING = m.frame(m.CLOSE, b"Pdualwire_nothing\0")
+_TAKEN = (b"", ())
+
+
 class Outbox:
     """See the module's docstring."""
 
-    def __init__(self, stats: Stats) -> None:
+    def __init__(self, stats: Stats, names: StatementNames | None = None) -> None:
         self._stats = stats
+        self.names = names
+        self.batch = 0
+        """The number of the batch that is being sent."""
         self.statements: dict[bytes, Statement] = {}
-        self.prepared = (Prepared(), Prepared())
+        self.prepared = [Prepared(), Prepared()]
         """What the primary's and the replica's connection have prepared."""
 
-    def emit(self, item: Item, target: Target, out: list[bytes], entries: list[Reply]) -> Reply | None:
-        """Append the item's bytes to ``out``; the entry for the item itself is returned, earlier ones appended."""
+    def emit(
+        self, item: Item, target: Target, out: list[bytes], entries: list[Reply], failed: bool = False
+    ) -> Reply | None:
+        """Append the item's bytes to ``out``; the entry for the item itself is returned, earlier ones appended.
+
+        ``failed``: the transaction is known to have failed.
+        """
         kind = item.kind
         if kind == m.EXECUTE:
             self._stats.queries += 1
@@ -68,17 +86,25 @@ class Outbox:
                 m.QUERY if kind == m.QUERY else m.PARSE, Mode.REPLACE, payload=_refusal_frame(item.refusal)
             )
         if kind == m.QUERY:
-            return self._emit_query(item, out)
+            return self._emit_query(item, out, entries, failed)
         if kind == m.PARSE:
-            return self._emit_parse(item, target, out)
-        if kind in (m.BIND, m.DESCRIBE) and item.statement is not None and item.plan is not None:
-            self._ensure_prepared(item, item.plan, target, out, entries)
-        out.append(item.frame)
+            return self._emit_parse(item, target, out, entries, failed)
+        if (
+            kind in (m.BIND, m.DESCRIBE)
+            and item.plan is not None
+            # What was deallocated earlier in the batch is not there any more.
+            and item.statement is not None
+            and item.statement is self.statements.get(item.name)
+        ):
+            name = self._ensure_prepared(item, item.plan, target, out, entries)
+            out.append(item.frame if name == item.name else renamed(item.frame, name))
+            return PLAIN_BIND if kind == m.BIND else Reply(m.DESCRIBE, capture=item.statement.hear)
         if kind == m.CLOSE:
-            return self._emit_close(item, target)
+            return self._emit_close(item, target, out)
+        out.append(item.frame)
         return PLAIN.get(kind)
 
-    def _emit_query(self, item: Item, out: list[bytes]) -> Reply:
+    def _emit_query(self, item: Item, out: list[bytes], entries: list[Reply], failed: bool) -> Reply:
         plan = item.plan
         assert plan is not None
         self._stats.queries += plan.statements
@@ -86,30 +112,72 @@ class Outbox:
         for prepared in self.prepared:
             prepared.drop(b"")
         if not plan.rewritten:
-            out.append(item.frame)
+            text = self._deallocation(item.text, plan, out, entries, failed)
+            out.append(item.frame if text is None else m.query(text))
             return PLAIN_QUERY
         out.append(m.query(plan.text))
         return Reply(m.QUERY, edits=functools.partial(_map_position, plan, item.frame[5:-1]))
 
-    def _emit_parse(self, item: Item, target: Target, out: list[bytes]) -> Reply:
+    def _deallocation(
+        self, text: bytes, plan: Plan, out: list[bytes], entries: list[Reply], failed: bool
+    ) -> bytes | None:
+        """What an SQL DEALLOCATE of a protocol-level statement becomes on a shared server: one of nothing."""
+        names = self.names
+        if names is None or failed or plan.kind is not Kind.SESSION:
+            return None
+        name = deallocated(text)
+        if not name or name not in self.statements:
+            return None
+        self._make_taken(names, out, entries)
+        self.prepared[Target.PRIMARY].drop(names.taken)
+        return b"DEALLOCATE " + names.taken
+
+    def _make_taken(self, names: StatementNames, out: list[bytes], entries: list[Reply]) -> None:
+        prepared = self.prepared[Target.PRIMARY]
+        if names.taken not in prepared.texts:
+            out.append(m.parse(names.taken, b"", ()))
+            entries.append(SKIPPED_PARSE)
+            prepared.put(names.taken, _TAKEN, False)
+
+    def _emit_parse(
+        self, item: Item, target: Target, out: list[bytes], entries: list[Reply], failed: bool
+    ) -> Reply:
         statement, plan, name = item.statement, item.plan, item.name
         assert statement is not None
         assert plan is not None
-        if plan.rewritten or item.oids != statement.oids:
-            out.append(m.parse(name, plan.text, item.oids))
+        text, wire_name, prepared = plan.text, name, self.prepared[target]
+        if self.names is not None:
+            if not name:
+                text = self._deallocation(statement.text, plan, out, entries, failed) or text
+            elif name in self.statements:
+                # A name that is taken fails (42P05); so must this one.
+                self._make_taken(self.names, out, entries)
+                out.append(m.parse(self.names.taken, text, item.oids))
+                return Reply(m.PARSE, edits=functools.partial(_with_name, self.names.taken, name))
+            else:
+                wire_name = self.names.name((text, item.oids))
+                if wire_name in prepared.texts and not failed:
+                    undo = self._undo(target, name, wire_name)
+                    self.statements[name] = statement
+                    prepared.used(wire_name)
+                    out.append(_CLOSE_NOTHING)
+                    return Reply(m.CLOSE, Mode.ANSWER, payload=m.PARSE_COMPLETE_FRAME, undo=undo)
+                self._make_room(prepared, out, entries)
+        if text is not plan.text or plan.rewritten or item.oids != statement.oids or wire_name != name:
+            out.append(m.parse(wire_name, text, item.oids))
         else:
             out.append(item.frame)
         # A name that is taken already fails (42P05), and then the first statement stays what it is.
-        undo = self._undo(target, name)
+        undo = self._undo(target, name, wire_name)
         self.statements[name] = statement
-        self.prepared[target].put(name, (plan.text, item.oids), plan.rewritten)
-        if target is Target.REPLICA:
+        prepared.put(wire_name, (plan.text, item.oids), plan.rewritten and self.names is None)
+        if target is Target.REPLICA and self.names is None:
             self.prepared[Target.PRIMARY].lack(name)
         edits = functools.partial(_map_position, plan, statement.text) if plan.rewritten else None
         return Reply(m.PARSE, undo=undo, edits=edits)
 
-    def _undo(self, target: Target, name: bytes) -> Callable[[], None]:
-        statement, back = self.statements.get(name), self.prepared[target].undo(name)
+    def _undo(self, target: Target, name: bytes, wire_name: bytes) -> Callable[[], None]:
+        statement, back = self.statements.get(name), self.prepared[target].undo(wire_name)
 
         def undo() -> None:
             back()
@@ -120,45 +188,128 @@ class Outbox:
 
         return undo
 
+    def _make_room(self, prepared: Prepared, out: list[bytes], entries: list[Reply]) -> None:
+        """Close what a shared server has not used for longest, if it is full."""
+        assert self.names is not None
+        eldest = prepared.eldest(self.names.limit)
+        if eldest is not None:
+            out.append(m.close_statement(eldest))
+            entries.append(Reply(m.CLOSE, Mode.SKIP, undo=prepared.undo(eldest)))
+            prepared.drop(eldest)
+
     def _ensure_prepared(
         self, item: Item, plan: Plan, target: Target, out: list[bytes], entries: list[Reply]
-    ) -> None:
-        """Prepare the statement behind the client's back where the server has not the text that is wanted now."""
-        prepared = self.prepared[target]
-        known = prepared.texts.get(item.name)
-        if known is not None and known[0] == plan.text and known[1] == item.oids:
-            return
-        if known is not None and item.name:
-            out.append(m.close_statement(item.name))
-            entries.append(Reply(m.CLOSE, Mode.SKIP, undo=prepared.undo(item.name)))
-            prepared.drop(item.name)
-        out.append(m.parse(item.name, plan.text, item.oids))
-        entries.append(Reply(m.PARSE, Mode.SKIP, undo=prepared.undo(item.name)))
-        prepared.put(item.name, (plan.text, item.oids), plan.rewritten)
+    ) -> bytes:
+        """Prepare the statement behind the client's back where the server has not the text that is wanted now.
 
-    def _emit_close(self, item: Item, target: Target) -> Reply:
+        Returns the statement's name on the server.
+        """
+        prepared, name, sent = self.prepared[target], item.name, (plan.text, item.oids)
+        if name and self.names is not None:
+            name = self.names.name(sent)
+        known = prepared.texts.get(name)
+        if (
+            known is not None
+            and known[0] == plan.text
+            and known[1] == item.oids
+            and prepared.unproved.get(name, self.batch) == self.batch
+        ):
+            if name and self.names is not None:
+                prepared.used(name)
+            return name
+        if known is not None and name:
+            out.append(m.close_statement(name))
+            entries.append(Reply(m.CLOSE, Mode.SKIP, undo=prepared.undo(name)))
+            prepared.drop(name)
+        elif name and self.names is not None:
+            self._make_room(prepared, out, entries)
+        out.append(m.parse(name, plan.text, item.oids))
+        # Until it has succeeded, a batch that is pipelined behind this one prepares it once more.
+        rewritten = plan.rewritten and self.names is None
+        proof = functools.partial(prepared.prove, name, rewritten)
+        entries.append(Reply(m.PARSE, Mode.SKIP, undo=prepared.undo(name), capture=proof))
+        prepared.put(name, sent, True)
+        prepared.unproved[name] = self.batch
+        return name
+
+    def _emit_close(self, item: Item, target: Target, out: list[bytes]) -> Reply:
         if item.frame[5] != ord("S"):
+            out.append(item.frame)
             return Reply(m.CLOSE)
-        undo = self._undo(target, item.name)
+        undo = self._undo(target, item.name, item.name)
+        if item.name and self.names is not None:
+            # Other clients may use it.
+            out.append(_CLOSE_NOTHING)
+        else:
+            out.append(item.frame)
+            self.prepared[target].drop(item.name)
         self.statements.pop(item.name, None)
-        self.prepared[target].drop(item.name)
         return Reply(m.CLOSE, undo=undo)
+
+    def localized(self, message: bytes, frames: list[bytes] | None) -> bytes:
+        """An error message with the client's names for statements instead of a shared server's.
+
+        ``frames`` are the messages of the batch that failed.
+        """
+        names = self.names
+        if names is None or names.prefix not in message:
+            return message
+        for name, statement in self.statements.items():
+            wire_name = statement.wire_name or names.name(statement.sent)
+            if name and b'"' + wire_name + b'"' in message:
+                return _with_name(wire_name, name, message)
+        # The statement is gone, with the Parse that failed before; its name is where it was used.
+        used = {m.read_bind_names(frame)[1] for frame in frames or () if frame[0] == m.BIND}
+        wire_name = names.prefix + message.partition(names.prefix)[2].partition(b'"')[0]
+        return _with_name(wire_name, used.pop(), message) if len(used) == 1 else message
 
     def foreign(self, version: str) -> bool:
         """Whether there are statements of another version: each must be looked at before it is used."""
         return any(statement.version != version for statement in self.statements.values())
 
-    def forget(self, text: bytes) -> bool:
-        """Follow an SQL DEALLOCATE or DISCARD; True if it was DISCARD ALL, which resets the session's settings too."""
+    def forget(self, text: bytes) -> Callable[[], None] | None:
+        """Follow an SQL DEALLOCATE or DISCARD; what brings back what was forgotten, should it fail."""
         name = deallocated(text)
-        if name == b"":
-            self.statements.clear()
-            self.prepared[Target.PRIMARY].clear()
-            return _DISCARD_ALL.search(text) is not None
-        if name is not None:
+        if name is None:
+            return None
+        prepared = self.prepared[Target.PRIMARY]
+        statements = dict(self.statements)
+        texts = {} if self.names is not None else dict(prepared.texts)
+        if name:
             self.statements.pop(name, None)
-            self.prepared[Target.PRIMARY].drop(name)
-        return False
+            if self.names is None:
+                prepared.drop(name)
+        else:
+            self.statements.clear()
+            prepared.clear()
+
+        def undo() -> None:
+            for known, statement in statements.items():
+                if known and known not in self.statements:
+                    self.statements[known] = statement
+                    if known in texts:
+                        prepared.put(known, texts[known], False)
+
+        return undo
+
+
+def discards_all(text: bytes) -> bool:
+    """Whether a text that deallocates is DISCARD ALL, which resets the session's settings too."""
+    return _DISCARD_ALL.search(text) is not None
+
+
+def renamed(frame: bytes, name: bytes) -> bytes:
+    """A Bind or Describe message for another statement."""
+    if frame[0] == m.DESCRIBE:
+        return m.describe_statement(name)
+    portal_end = frame.index(b"\0", m.HEADER) + 1
+    return m.frame(m.BIND, frame[m.HEADER : portal_end] + name + frame[frame.index(b"\0", portal_end) :])
+
+
+def _with_name(wire_name: bytes, name: bytes, message: bytes) -> bytes:
+    """An error with a statement's name replaced."""
+    text = m.error_fields(message).get("M", b"")
+    return m.error_with_fields(message, {"M": text.replace(b'"' + wire_name + b'"', b'"' + name + b'"')})
 
 
 def _refusal_frame(refusal: Refusal) -> bytes:

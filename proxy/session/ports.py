@@ -105,6 +105,22 @@ class Port(Protocol):
     def replica_ready(self, index: int) -> bool:
         """Whether a connection to that replica with this session's settings is at hand; if not, it is prepared now."""
 
+    def lease(self) -> bool:
+        """Whether a primary connection with this session's settings is at hand (``outbox.prepared`` is then that
+        connection's); if not, ``on_leased`` is called once it is."""
+
+    def release(self, dirty: bool) -> None:
+        """The transaction is over: the primary connection is free, after a reset if it is ``dirty``."""
+
+    def release_replica(self) -> None:
+        """The read is over: the replica connection is free."""
+
+    def reported(self, name: str, value: str) -> None:
+        """The primary connection that is leased has reported a setting."""
+
+    def make_way(self, database: str) -> None:
+        """A statement needs that database of the primary's server for itself: leave it, if no client is there."""
+
     def finish(self) -> None:
         """The client has said goodbye."""
 

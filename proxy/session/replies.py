@@ -5,7 +5,7 @@ Two rules
 1. Every message that is sent to a server and that the server will answer has exactly one entry here, appended in the
    order of sending. Nothing else may be sent.
 2. Every message that comes back is matched against the *first* entry only, by ``COMPLETED_BY``. An ErrorResponse
-   discards entries up to the next Sync, because the server discards the requests; ReadyForQuery completes a Sync, a
+   discards entries up to the next Sync, sent already or not, because the server discards the requests; ReadyForQuery completes a Sync, a
    Query or a FunctionCall. Anything that these rules do not explain is a :class:`Desync`: the connection is closed,
    never guessed at.
 
@@ -17,8 +17,8 @@ which we replaced, added or refused something. A mode says what becomes of the r
 the client did not) or ``REPLACE`` (an error that we provoked, so that the server's transaction state is right, is
 replaced by our own).
 
-While COPY IN runs, a server swallows Sync and Flush (protocol chapter, "COPY Operations"): a Sync that was sent before
-CopyInResponse came loses its entry then, and none is queued for a Sync sent during the copy.
+While COPY IN runs, a server swallows Sync and Flush (protocol chapter, "COPY Operations"): Syncs that were sent before
+CopyInResponse came lose their entries then, and none is queued for a Sync sent during the copy.
 
 Messages that may come at any time (notices, notifications, parameter changes) are forwarded and match nothing.
 """
@@ -43,13 +43,14 @@ class Mode(Enum):
 
     FORWARD = "forward"
     SKIP = "skip"
+    ANSWER = "answer"
     REPLACE = "replace"
 
 
 class Reply:
     """One expected reply."""
 
-    __slots__ = ("edits", "mode", "payload", "request", "undo")
+    __slots__ = ("capture", "edits", "mode", "payload", "request", "undo")
 
     def __init__(
         self,
@@ -59,15 +60,18 @@ class Reply:
         payload: bytes = b"",
         undo: Callable[[], None] | None = None,
         edits: Callable[[bytes], bytes] | None = None,
+        capture: Callable[[bytes], None] | None = None,
     ) -> None:
         self.request = request
         self.mode = mode
         self.payload = payload
-        """REPLACE: the ErrorResponse frame that the client gets."""
+        """REPLACE: the ErrorResponse frame that the client gets; ANSWER: the completion."""
         self.undo = undo
         """Called if the server discards the request because of an error."""
         self.edits = edits
         """Rewrites an ErrorResponse frame, to map a position back to the client's text."""
+        self.capture = capture
+        """Gets the message that completes the request."""
 
 
 PLAIN_SYNC = Reply(m.SYNC)
@@ -77,6 +81,7 @@ PLAIN_BIND = Reply(m.BIND)
 PLAIN_EXECUTE = Reply(m.EXECUTE)
 PLAIN_DESCRIBE = Reply(m.DESCRIBE)
 SKIPPED_PARSE = Reply(m.PARSE, Mode.SKIP)
+SKIPPED_SYNC = Reply(m.SYNC, Mode.SKIP)
 
 COMPLETED_BY: dict[int, frozenset[int]] = {
     m.PARSE: frozenset((m.PARSE_COMPLETE,)),
@@ -108,11 +113,18 @@ class ReplyHandler(Protocol):
     def on_ready(self, status: int) -> None:
         """ReadyForQuery came; ``status`` is the byte ``I``, ``T`` or ``E``."""
 
-    def on_copy_in(self, swallowed_sync: bool) -> None:
-        """The server waits for COPY data; it has swallowed (or will) a Sync that was sent before."""
+    def on_copy_in(self, simple: bool) -> int:
+        """The server waits for COPY data, in a simple Query or not; how many Syncs sent so far it will swallow."""
 
-    def on_error(self, message: bytes) -> None:
-        """An ErrorResponse came (before any replacement)."""
+    def on_error(self, message: bytes, quiet: bool) -> bytes | None:
+        """An ErrorResponse came (before any replacement); ``quiet``: nothing in these bytes precedes it.
+
+        None: it is forwarded; else what the client gets instead. Nothing (``b""``) keeps the rest of the batch from
+        the client too: its ReadyForQuery comes as :meth:`on_skipped_ready`.
+        """
+
+    def on_skipped_ready(self, status: int) -> None:
+        """The ReadyForQuery of a batch came that the client does not hear of."""
 
     def on_parameter(self, name: str, value: str) -> None:
         """ParameterStatus came."""
@@ -127,7 +139,7 @@ class ReplyHandler(Protocol):
 class ReplyQueue:
     """Expected replies of one server connection; see the module's docstring for its rules."""
 
-    __slots__ = ("_entries", "_handler", "_need", "_tail", "_through", "keep_sync")
+    __slots__ = ("_entries", "_handler", "_need", "_tail", "_through", "_skipping", "hush")
 
     def __init__(self, handler: ReplyHandler) -> None:
         self._entries: deque[Reply] = deque()
@@ -135,8 +147,10 @@ class ReplyQueue:
         self._tail = bytearray()
         self._need = 0
         self._through = 0
-        self.keep_sync = False
-        """COPY data was sent to its end before CopyInResponse came and before any Sync: none is swallowed."""
+        self._skipping = False
+        """The server discards everything up to the next Sync, which was not sent yet."""
+        self.hush = False
+        """The batch under way is all ours: the client gets nothing of it."""
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -151,13 +165,18 @@ class ReplyQueue:
         self._entries.clear()
         self._tail.clear()
         self._need = self._through = 0
-
-    def awaits_sync(self) -> bool:
-        """Whether a Sync is under way."""
-        return any(entry.request == m.SYNC for entry in self._entries)
+        self.hush = self._skipping = False
 
     def expect(self, reply: Reply) -> None:
         """Append the entry of a request that is about to be sent."""
+        if self._skipping:
+            if reply.request != m.SYNC:
+                if reply.undo is not None:
+                    reply.undo()
+                elif reply.request in _COARSE:
+                    self._handler.on_skipped()
+                return
+            self._skipping = False
         self._entries.append(reply)
 
     def feed(self, data: bytes) -> list[bytes]:
@@ -191,8 +210,8 @@ class ReplyQueue:
                     return out
                 self._need = end - position
                 break
-            if kind not in _UNMATCHED:
-                replacement = self._match(kind, data, position, end)
+            if kind not in _UNMATCHED or self.hush:
+                replacement = self._match(kind, data, position, end, position == start and not out)
                 if replacement is not None:
                     if position > start:
                         out.append(data[start:position])
@@ -208,17 +227,19 @@ class ReplyQueue:
             self._tail += data[position:] if position else data
         return out
 
-    def _match(self, kind: int, data: bytes, position: int, end: int) -> bytes | None:
+    def _match(self, kind: int, data: bytes, position: int, end: int, quiet: bool) -> bytes | None:
         """None: forward the message; else what the client gets instead (nothing, for a skipped one)."""
         entries = self._entries
         if kind == m.READY_FOR_QUERY:
             if not entries or entries[0].request not in _COARSE:
                 raise Desync("ReadyForQuery without a Sync or Query that it answers")
-            entries.popleft()
+            if entries.popleft().mode is Mode.SKIP:
+                self._handler.on_skipped_ready(data[position + 5])
+                return b""
             self._handler.on_ready(data[position + 5])
             return None
         if kind == m.ERROR_RESPONSE:
-            return self._error(data[position:end])
+            return self._error(data[position:end], quiet)
         if kind == m.PARAMETER_STATUS:
             self._handler.on_parameter(*m.read_parameter_status(data[position:end]))
             return None
@@ -228,45 +249,64 @@ class ReplyQueue:
         if kind == m.COPY_IN_RESPONSE:
             self._copy_in()
             return None
-        if not entries or entries[0].request in _COARSE:
+        if not entries:
             return None
         head = entries[0]
+        if head.request in _COARSE:
+            return b"" if head.mode is Mode.SKIP else None
         if kind in COMPLETED_BY[head.request]:
             entries.popleft()
+            if head.capture is not None:
+                head.capture(data[position:end])
+            if head.mode is Mode.ANSWER:
+                return head.payload
             return b"" if head.mode is Mode.SKIP else None
+        if self.hush and kind in _UNMATCHED:
+            return b""
         if kind == m.COPY_OUT_RESPONSE and head.request == m.EXECUTE:
             return None
         raise Desync(f"message {chr(kind)!r} does not answer a {chr(head.request)!r} request")
 
-    def _error(self, message: bytes) -> bytes | None:
-        self._handler.on_error(message)
+    def _error(self, message: bytes, quiet: bool) -> bytes | None:
+        replacement = self._handler.on_error(message, quiet)
         entries = self._entries
         if not entries:
             return None
         head = entries[0]
-        replacement: bytes | None = None
-        if head.mode is Mode.REPLACE:
+        if replacement is not None:
+            if not replacement:
+                self._discard()
+                entries[0] = SKIPPED_SYNC
+                return b""
+        elif head.mode is Mode.REPLACE:
             replacement = head.payload
         elif head.edits is not None:
             replacement = head.edits(message)
-        if head.request not in _COARSE:
-            discarded: list[Reply] = []
-            while entries and entries[0].request != m.SYNC:
-                discarded.append(entries.popleft())
-            # Last in, first out: each brings back what held when it was sent.
-            for entry in reversed(discarded):
-                if entry.undo is not None:
-                    entry.undo()
-                elif entry.request in _COARSE:
-                    self._handler.on_skipped()
+        self._discard()
         return replacement
 
+    def _discard(self) -> None:
+        """Drop the entries of requests that the server discards after an error."""
+        entries = self._entries
+        if entries[0].request in _COARSE:
+            return
+        discarded: list[Reply] = []
+        while entries and entries[0].request != m.SYNC:
+            discarded.append(entries.popleft())
+        self._skipping = not entries
+        # Last in, first out: each brings back what held when it was sent.
+        for entry in reversed(discarded):
+            if entry.undo is not None:
+                entry.undo()
+            elif entry.request in _COARSE:
+                self._handler.on_skipped()
+
     def _copy_in(self) -> None:
-        swallowed = False
-        if self._entries and self._entries[0].request != m.QUERY and not self.keep_sync:
-            for index, entry in enumerate(self._entries):
+        """The server reads COPY data, and swallows the Syncs that were sent before their end."""
+        entries = self._entries
+        simple = bool(entries) and entries[0].request == m.QUERY
+        for _ in range(self._handler.on_copy_in(simple)):
+            for index, entry in enumerate(entries):
                 if entry.request == m.SYNC:
-                    del self._entries[index]
-                    swallowed = True
+                    del entries[index]
                     break
-        self._handler.on_copy_in(swallowed)

@@ -1,8 +1,7 @@
 """What a session has set: enough to bring a replica connection to the same state, or to know that we cannot.
 
-Only a ``SET`` or ``RESET`` outside a transaction is followed: its effect is certain once its reply came. What is
-set inside a transaction (a rollback would undo it) or in ways that cannot be seen (``set_config``) makes the session's
-state unknown to us: it reads from the primary then, for good or until ``DISCARD ALL``.
+When a setting takes effect is decided in ``proxy.session.effects``; what is set in ways that cannot be followed makes
+the session's state unknown to us, for good or until ``DISCARD ALL``.
 
 ``search_path`` is reported by PostgreSQL 18 and later; for older servers it is taken from the SET statement.
 """
@@ -23,6 +22,9 @@ _SETS_UNSEEN = re.compile(rb"\b(?:DO|set_config)\b", re.IGNORECASE)
 _ENDS_IN_RESET = re.compile(rb";\s*RESET\s+ALL\s*;?\s*\Z", re.IGNORECASE)
 _NOT_RESET = re.compile(rb"\brole\b|authorization", re.IGNORECASE)
 _DOLLAR_QUOTED = re.compile(rb"\$(\w*)\$.*?\$\1\$", re.DOTALL)
+
+_ROLES = ("session_authorization", "role")
+"""What RESET ALL leaves as it is."""
 
 Setting = tuple[str, str | None]
 DISCARDED: tuple[Setting, ...] = (("discard all", None),)
@@ -72,17 +74,22 @@ class SessionSettings:
 
     def apply(self, settings: tuple[Setting, ...]) -> None:
         """These SET and RESET statements took effect; a text of None is a RESET."""
+        # Never changed in place: server connections remember which settings they have by this very object.
+        applied = dict(self.applied)
         for name, text in settings:
             if name == "discard all":
                 self.discard()
+                applied = {}
             elif name == "all" and text is None:
-                self.applied.clear()
-            elif text is None:
-                self.applied.pop(name, None)
+                applied = {name: applied[name] for name in _ROLES if name in applied}
             else:
-                self.applied[name] = text
+                applied.pop(name, None)
+                if text is not None:
+                    applied[name] = text
             if name in ("search_path", "all") and not self._path_reported:
                 self._read_search_path(text)
+        if applied != self.applied:
+            self.applied = applied
 
     def _read_search_path(self, text: str | None) -> None:
         match = None if text is None else _VALUE.fullmatch(text)
@@ -93,11 +100,16 @@ class SessionSettings:
 
     def discard(self) -> None:
         """DISCARD ALL took effect."""
-        self.applied.clear()
+        self.applied = {}
         self.temp = frozenset()
         self.unknown = False
         if not self._path_reported:
             self.report("search_path", "")
+
+
+def divides(text: bytes) -> bool:
+    """Whether a text may begin or end transactions, so that its statements may not stand or fall together."""
+    return _DIVIDES.search(_DOLLAR_QUOTED.sub(b"''", text)) is not None
 
 
 def sets_as_one(text: bytes) -> bool:
@@ -107,9 +119,9 @@ def sets_as_one(text: bytes) -> bool:
     implicit transaction. A final ``RESET ALL`` undoes whatever was set unseen before it, but for the role: so end the
     texts with which drivers' pools reset a session.
     """
-    bare = _DOLLAR_QUOTED.sub(b"''", text)
-    if _DIVIDES.search(bare) is not None:
+    if divides(text):
         return False
+    bare = _DOLLAR_QUOTED.sub(b"''", text)
     if _ENDS_IN_RESET.search(bare) is not None:
         return _NOT_RESET.search(text) is None
     return _SETS_UNSEEN.search(bare) is None

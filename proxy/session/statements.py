@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
+from proxy.session.harmless import harmless
 from proxy.wire import messages as m
 
 _DEALLOCATE = re.compile(
@@ -26,12 +27,17 @@ Sent = tuple[bytes, tuple[int, ...]]
 class Statement:
     """One prepared statement as its client knows it. Decodes its Parse frame only when somebody needs the text."""
 
-    __slots__ = ("_frame", "_parts", "version")
+    __slots__ = ("_frame", "_harmless", "_parts", "told", "version", "wire_name")
 
     def __init__(self, frame: bytes, version: str) -> None:
         self._frame = frame
         self._parts: tuple[bytes, bytes, tuple[int, ...]] | None = None
+        self._harmless = -1
         self.version = version
+        self.told: bytes | None = None
+        """The RowDescription or NoData frame that a Describe of the statement was answered with."""
+        self.wire_name = b""
+        """The name of the client's own text on shared servers, once it was asked for."""
 
     def _read(self) -> tuple[bytes, bytes, tuple[int, ...]]:
         if self._parts is None:
@@ -55,6 +61,17 @@ class Statement:
         return text, oids
 
     @property
+    def harmless(self) -> bool:
+        """Whether running it leaves nothing behind in its session, see ``proxy.session.harmless``."""
+        if self._harmless < 0:
+            self._harmless = harmless(self.text)
+        return self._harmless > 0
+
+    def hear(self, description: bytes) -> None:
+        """A Describe was answered."""
+        self.told = description
+
+    @property
     def oids(self) -> tuple[int, ...]:
         """Parameter types that the client declared."""
         return self._read()[2]
@@ -63,12 +80,14 @@ class Statement:
 class Prepared:
     """What one server connection has prepared: statement name to the text and the types that were sent there."""
 
-    __slots__ = ("rewritten", "texts")
+    __slots__ = ("rewritten", "texts", "unproved")
 
     def __init__(self) -> None:
         self.texts: dict[bytes, Sent] = {}
         self.rewritten: set[bytes] = set()
-        """Names whose text differs from the client's: as long as there are any, no batch may pass unseen."""
+        """Names whose text differs from the client's, or is in doubt: while there are any, no batch may pass unseen."""
+        self.unproved: dict[bytes, int] = {}
+        """Names that were prepared behind the client's back, by a batch that may fail before: the batch's number."""
 
     def put(self, name: bytes, sent: Sent, rewritten: bool) -> None:
         """The connection is about to get this statement."""
@@ -91,20 +110,42 @@ class Prepared:
 
         return back
 
+    def prove(self, name: bytes, rewritten: bool, completion: bytes) -> None:
+        """What was prepared behind the client's back is there."""
+        if self.unproved.pop(name, None) is not None and not rewritten:
+            self.rewritten.discard(name)
+
     def lack(self, name: bytes) -> None:
         """The client has given this statement to another connection, and this one has not got it."""
         self.texts.pop(name, None)
         self.rewritten.add(name)
 
+    def used(self, name: bytes) -> None:
+        """The statement is used again: it is the last to be dropped."""
+        self.texts[name] = self.texts.pop(name)
+
+    def eldest(self, keep: int) -> bytes | None:
+        """The named statement that was not used for longest, if there are more than ``keep``."""
+        if len(self.texts) <= keep:
+            return None
+        return next((name for name in self.texts if name), None)
+
+    def distrust(self, name: bytes) -> None:
+        """What the connection has under this name can no longer be used as it is: it is closed and prepared anew."""
+        if name in self.texts:
+            self.put(name, (b"", (0,)), True)
+
     def drop(self, name: bytes) -> None:
         """The connection has this statement no longer (or never got it)."""
         self.texts.pop(name, None)
         self.rewritten.discard(name)
+        self.unproved.pop(name, None)
 
     def clear(self) -> None:
         """The connection has no statement any more."""
         self.texts.clear()
         self.rewritten.clear()
+        self.unproved.clear()
 
 
 def deallocated(text: bytes) -> bytes | None:

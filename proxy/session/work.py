@@ -89,6 +89,8 @@ class Scope:
     temp: frozenset[str]
     user: str
     utf8: bool
+    shared: bool = False
+    """Servers are shared by transactions: a named statement is prepared wherever it is wanted."""
 
     def plan(self, text: bytes, side: Side) -> Plan:
         """The plan of a text; what is neither UTF-8 nor ASCII is taken for unparsable (a parser would misread it)."""
@@ -115,7 +117,7 @@ def study(frames: list[bytes], statements: Mapping[bytes, Statement], scope: Sco
             item.name, _ = m.cstring(frame, m.HEADER)
             item.statement = fresh[item.name] = Statement(frame, scope.version)
             # Named statements live on the primary: there SQL's EXECUTE and DEALLOCATE look for them.
-            work.reads_only = work.reads_only and not item.name
+            work.reads_only = work.reads_only and (not item.name or scope.shared)
             _decide(item, work, scope, item.statement.text, scope.version, item.statement.oids)
         elif kind in (m.BIND, m.DESCRIBE, m.CLOSE):
             item.name, is_statement = _named(frame)

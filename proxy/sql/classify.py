@@ -72,7 +72,7 @@ def classify(statement: Statement, text: bytes) -> Classified:
     settings: tuple[tuple[str, str | None], ...] = ()
     if kind is Kind.SET:
         settings = (_setting(statement, text),)
-    if temporary or survey.session_state:
+    if temporary or (survey.session_state and kind is not Kind.SET):
         kind = worst(kind, Kind.SESSION)
     return Classified(kind, relations, settings, temporary)
 
@@ -90,6 +90,8 @@ def worst_kind(classified: tuple[Classified, ...], parsed: Parsed) -> Kind:
 def _kind(statement: Statement, survey: _Survey) -> Kind:
     name, node = statement.type, statement.node
     if name == "SelectStmt":
+        if survey.session_state and _set_config(node) is not None:
+            return Kind.SET
         return Kind.READ if survey.harmless else Kind.WRITE
     if name == "TransactionStmt":
         # COMMIT PREPARED and ROLLBACK PREPARED end no transaction of this session.
@@ -110,6 +112,8 @@ def _kind(statement: Statement, survey: _Survey) -> Kind:
 
 def _setting(statement: Statement, text: bytes) -> tuple[str, str | None]:
     node = statement.node
+    if statement.type == "SelectStmt":
+        return _set_config(node) or "", text[statement.start : statement.end].decode(errors="replace").strip()
     name = node.get("name", "all").lower()
     if node["kind"] in ("VAR_RESET", "VAR_RESET_ALL", "VAR_SET_DEFAULT"):
         return name, None
@@ -203,6 +207,28 @@ class _Survey:
         self.harmless = False
         if name in SESSION_STATE and not (name == "set_config" and _is_local(node.get("args", []))):
             self.session_state = True
+
+
+def _set_config(select: Node) -> str | None:
+    """The setting's name, where a SELECT is nothing but a call of set_config with constants for the session."""
+    targets = select.get("targetList", [])
+    if len(targets) != 1 or set(select) - {"targetList", "limitOption", "op"}:
+        return None
+    call = targets[0]["ResTarget"].get("val", {}).get("FuncCall")
+    if call is None or plain_name(call["funcname"]) != "set_config" or len(call.get("args", [])) != 3:
+        return None
+    name, value, _ = (_constant(argument) for argument in call["args"])
+    if name is None or value is None or _is_local(call["args"]):
+        return None
+    return name.lower()
+
+
+def _constant(argument: Node) -> str | None:
+    if "TypeCast" in argument:
+        argument = argument["TypeCast"]["arg"]
+    constant = argument.get("A_Const", {})
+    value: str | None = constant.get("sval", {}).get("sval", "") if "sval" in constant else None
+    return value
 
 
 def _is_local(arguments: list[Node]) -> bool:

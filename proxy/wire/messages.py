@@ -1,4 +1,4 @@
-"""Messages of the PostgreSQL protocol 3.0 as bytes: type codes, builders and the few parsers that a proxy needs.
+"""Messages of the PostgreSQL protocol 3 as bytes: type codes, builders and the few parsers that a proxy needs.
 
 Builders return complete frames (type byte, length, body). Parsers take a complete frame's bytes, the header included,
 and raise :class:`ProtocolViolation` if the body is malformed. Nothing here keeps state. Source: PostgreSQL
@@ -17,6 +17,11 @@ HEADER = 5
 """Bytes before a message's body: the type and the length."""
 MAX_MESSAGE = 0x3FFFFFFF
 """PostgreSQL's own limit (PQ_LARGE_MESSAGE_LIMIT) on the length of one message."""
+PROTOCOL_3 = 3 << 16
+LATEST_MINOR = 2
+"""The newest protocol that dualwire speaks is 3.2, PostgreSQL 18's."""
+MAX_SECRET = 256
+"""Bytes of a cancel key at most."""
 
 # Frontend.
 BIND, CLOSE, COPY_DATA, COPY_DONE, COPY_FAIL = b"BCdcf"
@@ -37,6 +42,7 @@ FLUSH_FRAME = b"H\x00\x00\x00\x04"
 TERMINATE_FRAME = b"X\x00\x00\x00\x04"
 AUTHENTICATION_OK = b"R\x00\x00\x00\x08\x00\x00\x00\x00"
 CLOSE_COMPLETE_FRAME = b"3\x00\x00\x00\x04"
+PARSE_COMPLETE_FRAME = b"1\x00\x00\x00\x04"
 
 
 class ProtocolViolation(Exception):
@@ -114,8 +120,38 @@ def read_parameter_status(message: bytes) -> tuple[str, str]:
 
 
 def backend_key_data(pid: int, secret: bytes) -> bytes:
-    """BackendKeyData for protocol 3.0, whose secret has four bytes."""
+    """BackendKeyData; the secret has four bytes in protocol 3.0, and 4 to 256 from 3.2 on."""
     return frame(BACKEND_KEY_DATA, _INT32.pack(pid) + secret)
+
+
+def read_backend_key_data(message: bytes) -> tuple[int, bytes]:
+    """Process id and secret of a BackendKeyData frame."""
+    if not HEADER + 8 <= len(message) <= HEADER + 4 + MAX_SECRET:
+        raise ProtocolViolation("a cancel key must have 4 to 256 bytes")
+    return _INT32.unpack_from(message, HEADER)[0], message[HEADER + 4 :]
+
+
+def negotiate_version(minor: int, options: Iterable[str]) -> bytes:
+    """NegotiateProtocolVersion: the minor version that will be spoken, and the options that nobody knows here."""
+    names = [name.encode() + b"\0" for name in options]
+    return frame(
+        NEGOTIATE_VERSION, _INT32.pack(PROTOCOL_3 | minor) + _INT32.pack(len(names)) + b"".join(names)
+    )
+
+
+def read_negotiate_version(message: bytes) -> tuple[int, tuple[bytes, ...]]:
+    """Protocol version (major in the upper half) and unknown options of a NegotiateProtocolVersion frame."""
+    try:
+        version, count = Struct(">II").unpack_from(message, HEADER)
+    except error as exc:
+        raise ProtocolViolation("malformed NegotiateProtocolVersion") from exc
+    names: list[bytes] = []
+    position = HEADER + 8
+    # A count of billions in a short message ends at the first string that is missing.
+    for _ in range(count):
+        name, position = cstring(message, position)
+        names.append(name)
+    return version, tuple(names)
 
 
 def read_parameter_oids(message: bytes) -> tuple[int, ...]:
@@ -130,10 +166,10 @@ def read_parameter_oids(message: bytes) -> tuple[int, ...]:
 # -- frontend messages ---------------------------------------------------------------------------------------------
 
 
-def startup(parameters: Mapping[str, str]) -> bytes:
-    """A StartupMessage for protocol 3.0."""
+def startup(parameters: Mapping[str, str], minor: int = 0) -> bytes:
+    """A StartupMessage for protocol 3.``minor``."""
     body = b"".join(k.encode() + b"\0" + v.encode() + b"\0" for k, v in parameters.items()) + b"\0"
-    return _INT32.pack(len(body) + 8) + _INT32.pack(196608) + body
+    return _INT32.pack(len(body) + 8) + _INT32.pack(PROTOCOL_3 | minor) + body
 
 
 def cancel_request(pid: int, secret: bytes) -> bytes:

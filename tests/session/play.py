@@ -14,6 +14,7 @@ from proxy.rewrite.model import Column, Direction, LogicalColumn, Mirror, TableM
 from proxy.rewrite.plan import Plan
 from proxy.session.context import Books, Context
 from proxy.session.core import Session
+from proxy.session.names import StatementNames
 from proxy.session.ports import Target
 from proxy.stats import Stats
 from proxy.wire import messages as m
@@ -123,7 +124,9 @@ class Reads:
 class Play:
     """One session on the stage; also its port."""
 
-    def __init__(self, state: Routing | None = None, version: str = "base") -> None:
+    def __init__(
+        self, state: Routing | None = None, version: str = "base", names: StatementNames | None = None
+    ) -> None:
         self.hub = RoutingHub()
         if state is not None:
             self.hub.publish(state)
@@ -140,6 +143,7 @@ class Play:
             stats=self.stats,
             clock=lambda: 0.0,
             books=Books(self.stats),
+            names=names,
         )
         self.session = Session(context, self, number=1, user="ann", version=version, parameters={})
 
@@ -153,6 +157,21 @@ class Play:
 
     def replica_ready(self, index: int) -> bool:
         return True
+
+    def lease(self) -> bool:
+        return True
+
+    def release(self, dirty: bool) -> None:
+        pass
+
+    def release_replica(self) -> None:
+        pass
+
+    def reported(self, name: str, value: str) -> None:
+        pass
+
+    def make_way(self, database: str) -> None:
+        pass
 
     def finish(self) -> None:
         self.ended = "finish"

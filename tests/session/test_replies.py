@@ -39,11 +39,16 @@ class Heard:
     def on_ready(self, status: int) -> None:
         self.events.append(("ready", chr(status)))
 
-    def on_copy_in(self, swallowed_sync: bool) -> None:
-        self.events.append(("copy_in", swallowed_sync))
+    def on_copy_in(self, simple: bool) -> int:
+        self.events.append(("copy_in", simple))
+        return 0 if simple else 1
 
-    def on_error(self, message: bytes) -> None:
+    def on_error(self, message: bytes, quiet: bool) -> bytes | None:
         self.events.append("error")
+        return None
+
+    def on_skipped_ready(self, status: int) -> None:
+        self.events.append("skipped ready")
 
     def on_parameter(self, name: str, value: str) -> None:
         self.events.append((name, value))
@@ -142,7 +147,7 @@ def test_a_refusal_replaces_the_error_that_was_provoked() -> None:
 def test_a_sync_that_the_server_swallows_during_copy_has_no_reply() -> None:
     queue, heard = _queue(PLAIN_BIND, PLAIN_EXECUTE, PLAIN_SYNC)
     queue.feed(BOUND + COPY_IN)
-    assert heard.events == [("copy_in", True)]
+    assert heard.events == [("copy_in", False)]
     queue.expect(PLAIN_SYNC)
     queue.feed(DONE + READY)
     assert heard.events[-1] == ("ready", "I")
@@ -152,7 +157,7 @@ def test_a_sync_that_the_server_swallows_during_copy_has_no_reply() -> None:
 def test_copy_in_of_a_simple_query_keeps_its_reply() -> None:
     queue, heard = _queue(PLAIN_QUERY)
     queue.feed(COPY_IN + DONE + READY)
-    assert heard.events == [("copy_in", False), ("ready", "I")]
+    assert heard.events == [("copy_in", True), ("ready", "I")]
 
 
 def test_two_errors_in_one_pipeline_meet_their_own_syncs() -> None:

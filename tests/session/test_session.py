@@ -320,7 +320,7 @@ def test_a_statement_prepared_on_one_server_is_prepared_on_the_other_when_needed
     assert play.server(PARSED + BOUND + DONE + READY, target=Target.REPLICA) == BOUND + DONE + READY
 
 
-def test_settings_are_kept_for_the_replica_and_a_rolled_back_one_disables_it() -> None:
+def test_settings_are_kept_for_the_replica_and_a_rolled_back_one_is_forgotten() -> None:
     play = _reading()
     play.client(query("SET work_mem = '1MB'"))
     play.server(DONE + READY)
@@ -329,6 +329,32 @@ def test_settings_are_kept_for_the_replica_and_a_rolled_back_one_disables_it() -
     play.server(DONE + IN_TRANSACTION)
     play.client(query("SET work_mem = '2MB'"))
     play.server(DONE + IN_TRANSACTION)
+    play.client(query("ROLLBACK"))
+    play.server(DONE + READY)
+    assert play.session.settings.applied == {"work_mem": "SET work_mem = '1MB'"}
+    assert play.session.settings.portable
+
+
+def test_what_a_committed_transaction_has_set_is_kept_for_the_replica() -> None:
+    play = _reading()
+    play.client(query("BEGIN"))
+    play.server(DONE + IN_TRANSACTION)
+    play.client(query("SET work_mem = '2MB'"))
+    play.server(DONE + IN_TRANSACTION)
+    assert play.session.settings.applied == {}
+    play.client(query("COMMIT"))
+    play.server(DONE + READY)
+    assert play.session.settings.applied == {"work_mem": "SET work_mem = '2MB'"}
+    assert play.session.settings.portable
+
+
+def test_a_setting_before_a_return_to_a_savepoint_is_not_known() -> None:
+    play = _reading()
+    for text in ("BEGIN", "SAVEPOINT a", "SET work_mem = '2MB'", "ROLLBACK TO a"):
+        play.client(query(text))
+        play.server(DONE + IN_TRANSACTION)
+    play.client(query("COMMIT"))
+    play.server(DONE + READY)
     assert play.session.settings.unknown
 
 
@@ -350,9 +376,9 @@ def test_the_reset_of_a_drivers_pool_keeps_the_session_fit_for_replicas() -> Non
 @pytest.mark.parametrize(
     "text",
     [
-        "SELECT set_config('work_mem', '1MB', false)",
+        "SELECT set_config('work_mem', '1' || 'MB', false)",
         "SET work_mem = '1MB'; BEGIN; SET work_mem = '2MB'; ROLLBACK",
-        "RESET ALL; SELECT set_config('work_mem', '1MB', false)",
+        "RESET ALL; SELECT set_config('work_mem', '1' || 'MB', false)",
         "DO $$ BEGIN SET ROLE nobody; END $$; RESET ALL",
     ],
 )
@@ -361,6 +387,14 @@ def test_settings_that_cannot_be_followed_keep_a_session_on_the_primary(text: st
     play.client(query(text))
     play.server(DONE + READY)
     assert not play.session.settings.portable
+
+
+def test_a_set_config_with_constants_is_followed_like_a_set() -> None:
+    play = _reading()
+    play.client(query("SELECT set_config('TimeZone', 'UTC', false)"))
+    play.server(DONE + READY)
+    assert play.session.settings.applied == {"timezone": "SELECT set_config('TimeZone', 'UTC', false)"}
+    assert play.session.settings.portable
 
 
 # -- COPY and other protocol corners ---------------------------------------------------------------------------------

@@ -1,0 +1,45 @@
+"""Names of prepared statements on shared servers: one for each text and its parameter types, whoever prepares it.
+
+Contract: in transaction mode a client's statement name means nothing to a server, because the next transaction may run
+on another one. :class:`StatementNames` is common to all sessions of a database: the same text and types have the same
+server name everywhere, so that one client's Parse serves the next. Names are never given twice; what the bounded map
+forgets gets a new one, and servers drop what they have not used for longest (``session.outbox``).
+"""
+
+from __future__ import annotations
+
+import secrets
+
+from proxy.session.statements import Sent
+
+MAX_NAMES = 20_000
+"""Texts whose names are remembered."""
+
+
+class StatementNames:
+    """See the module's docstring. ``limit`` is how many named statements one server connection may hold."""
+
+    __slots__ = ("_count", "_names", "limit", "prefix", "taken")
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        # Nobody can guess the name of another client's statement.
+        self.prefix = b"dualwire_" + secrets.token_hex(4).encode() + b"_"
+        self.taken = self.prefix + b"taken"
+        """A name that a server has been made to know, for the error of a second Parse of the same name."""
+        self._names: dict[Sent, bytes] = {}
+        self._count = 0
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def name(self, sent: Sent) -> bytes:
+        """The server name of a text with these parameter types."""
+        name = self._names.get(sent)
+        if name is None:
+            if len(self._names) >= MAX_NAMES:
+                for stale in list(self._names)[: MAX_NAMES // 10]:
+                    del self._names[stale]
+            self._count += 1
+            name = self._names[sent] = self.prefix + str(self._count).encode()
+        return name
