@@ -1,11 +1,16 @@
 # The sidecar and the migrator in one small image: `docker run ... dualwire proxy --config /etc/dualwire/dualwire.toml`.
 FROM python:3.12-slim AS build
 WORKDIR /src
-RUN pip install --no-cache-dir uv
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends gcc libc6-dev \
+    && rm -rf /var/lib/apt/lists/* \
+    && pip install --no-cache-dir uv
 COPY pyproject.toml uv.lock README.md LICENSE ./
 COPY proxy proxy
 COPY migrator migrator
-# The locked dependencies with their hashes, then the wheel alone: the image has no source tree and no build tools.
+# The locked dependencies with their hashes, then the compiled wheel alone: the image has no source tree and no build
+# tools. Should the wheel not compile, there is no image.
+ENV DUALWIRE_COMPILE=require
 RUN python -m venv /opt/dualwire \
     && uv export --quiet --locked --no-emit-project --output-file requirements.txt \
     && uv pip install --quiet --python /opt/dualwire/bin/python --require-hashes -r requirements.txt \

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import platform
 import sys
 import traceback
+from importlib.metadata import version
+from typing import Annotated
 
 import typer
 
 from migrator.cli import inspect, migrate, processes
 from migrator.errors import EXIT_BUG
+from proxy.build.state import describe
 
 app = typer.Typer(
     name="dualwire",
@@ -17,6 +21,23 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"dualwire {version('dualwire')} ({describe()}, Python {platform.python_version()})")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version, and exit.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
 migrate.register(app)
 inspect.register(app)
 
