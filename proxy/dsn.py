@@ -11,15 +11,19 @@ import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 SSL_MODES: Final = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 DEFAULT_PORT: Final = 5432
 
 _PARAMETERS: Final = frozenset(
-    {"host", "port", "user", "password", "dbname", "sslmode", "sslrootcert", "application_name"}
+    {
+        *("host", "port", "user", "password", "dbname", "application_name", "max_protocol_version"),
+        *("sslmode", "sslnegotiation", "sslrootcert", "sslcert", "sslkey", "sslcrl", "sslsni"),
+    }
 )
+_MINOR_VERSIONS: Final = {"3.0": 0, "3.2": 2, "latest": 2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +37,14 @@ class Dsn:
     password: str | None = field(default=None, repr=False)
     sslmode: str = "prefer"
     sslrootcert: str | None = None
+    """A file, or ``system`` for the certificates that the operating system trusts."""
+    sslnegotiation: str = "postgres"
+    sslcert: str | None = None
+    sslkey: str | None = None
+    sslcrl: str | None = None
+    sslsni: bool = True
+    minor: int = 0
+    """The minor version of protocol 3 to ask for; libpq calls it ``max_protocol_version``."""
 
     @property
     def is_unix(self) -> bool:
@@ -118,9 +130,12 @@ def parse(text: str) -> Dsn:
         if not parameters["port"].isdecimal() or not 0 < int(parameters["port"]) < 65536:
             raise ValueError(f"port must be a number within 1..65535, not {parameters['port']!r}")
         port = int(parameters["port"])
-    sslmode = parameters.get("sslmode", "prefer")
-    if sslmode not in SSL_MODES:
-        raise ValueError(f"sslmode must be one of {', '.join(SSL_MODES)}, not {sslmode!r}")
+    tls = _tls(parameters)
+    max_version = parameters.get("max_protocol_version", "3.0")
+    if max_version not in _MINOR_VERSIONS:
+        raise ValueError(
+            f"max_protocol_version must be one of {', '.join(_MINOR_VERSIONS)}, not {max_version!r}"
+        )
     password = unquote(parts.password) if parts.password is not None else parameters.get("password")
     return Dsn(
         host=host,
@@ -128,9 +143,38 @@ def parse(text: str) -> Dsn:
         user=user,
         database=database,
         password=password,
-        sslmode=sslmode,
-        sslrootcert=parameters.get("sslrootcert"),
+        minor=_MINOR_VERSIONS[max_version],
+        **tls,
     )
+
+
+def _tls(parameters: Mapping[str, str]) -> dict[str, Any]:
+    """The fields that say how to encrypt; combinations that libpq refuses as too weak are refused."""
+    rootcert = parameters.get("sslrootcert")
+    sslmode = parameters.get("sslmode") or ("verify-full" if rootcert == "system" else "prefer")
+    if sslmode not in SSL_MODES:
+        raise ValueError(f"sslmode must be one of {', '.join(SSL_MODES)}, not {sslmode!r}")
+    if rootcert == "system" and sslmode != "verify-full":
+        raise ValueError(f'sslmode {sslmode!r} is too weak for sslrootcert=system (use "verify-full")')
+    negotiation = parameters.get("sslnegotiation", "postgres")
+    if negotiation not in ("postgres", "direct"):
+        raise ValueError(f"sslnegotiation must be postgres or direct, not {negotiation!r}")
+    if negotiation == "direct" and sslmode in ("disable", "allow", "prefer"):
+        raise ValueError(f'sslmode {sslmode!r} is too weak for sslnegotiation=direct (use "require" or more)')
+    sni = parameters.get("sslsni", "1")
+    if sni not in ("0", "1"):
+        raise ValueError(f"sslsni must be 0 or 1, not {sni!r}")
+    if sni == "0" and sslmode == "verify-full":
+        raise ValueError("sslsni=0 cannot be used with sslmode=verify-full")
+    return {
+        "sslmode": sslmode,
+        "sslrootcert": rootcert,
+        "sslnegotiation": negotiation,
+        "sslcert": parameters.get("sslcert"),
+        "sslkey": parameters.get("sslkey"),
+        "sslcrl": parameters.get("sslcrl"),
+        "sslsni": sni == "1",
+    }
 
 
 def _host(netloc: str) -> str:

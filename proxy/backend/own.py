@@ -5,11 +5,12 @@ Clients' statements never go over these; see ``proxy.backend.connection`` for th
 
 from __future__ import annotations
 
-import ssl
 from typing import Any
 
 import asyncpg
 
+from proxy.backend import tls
+from proxy.backend.errors import ServerUnavailable
 from proxy.dsn import Dsn
 
 CONNECT_TIMEOUT = 5.0
@@ -24,7 +25,8 @@ async def dial(dsn: Dsn, purpose: str, **options: Any) -> Any:
         user=dsn.user,
         database=dsn.database,
         password=dsn.password_or_default(),
-        ssl=None if dsn.is_unix else _tls(dsn),
+        ssl=_tls(dsn),
+        direct_tls=not dsn.is_unix and dsn.sslnegotiation == "direct",
         timeout=CONNECT_TIMEOUT,
         server_settings={"application_name": f"dualwire {purpose}"},
         **options,
@@ -32,9 +34,12 @@ async def dial(dsn: Dsn, purpose: str, **options: Any) -> Any:
 
 
 def _tls(dsn: Dsn) -> Any:
-    """What asyncpg's ``ssl`` takes: a context where a root certificate is given, else libpq's word."""
-    if dsn.sslrootcert is None:
+    """What asyncpg's ``ssl`` takes: False, libpq's word where TLS may come or not, else the context for it."""
+    if dsn.is_unix or dsn.sslmode == "disable":
+        return False
+    if dsn.sslmode in ("allow", "prefer"):
         return dsn.sslmode
-    context = ssl.create_default_context(cafile=dsn.sslrootcert)
-    context.check_hostname = dsn.sslmode == "verify-full"
-    return context
+    try:
+        return tls.context(dsn)
+    except ServerUnavailable as exc:
+        raise OSError(exc.message) from exc

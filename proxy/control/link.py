@@ -135,6 +135,9 @@ class ControlLink:
         self._problem: str | None = None
         self._tracked: _Tracked | None = None
         self._timers: list[asyncio.TimerHandle] = []
+        self._roused = asyncio.Event()
+        self._roused.set()
+        """Cleared while the link rests."""
 
     # -- life
     # --------------------------------------------------------------------------------------------------
@@ -166,6 +169,24 @@ class ControlLink:
         finally:
             self._synced.clear()
             await client.close()
+
+    def rest(self) -> bool:
+        """Give the connection up until :meth:`rouse`; False where there is a control schema to follow.
+
+        For a database without clients that somebody wants for himself (DROP DATABASE).
+        """
+        if self._schema:
+            return False
+        self._roused.clear()
+        self._synced.clear()
+        self._known.clear()
+        self._schema = None
+        self._wake.set()
+        return True
+
+    def rouse(self) -> None:
+        """Follow again."""
+        self._roused.set()
 
     async def wait_known(self, within: float) -> bool:
         """Wait until it is known what routing holds; False if it is not by then."""
@@ -248,14 +269,18 @@ class ControlLink:
     async def _run(self) -> None:
         delay = BACKOFF_FIRST
         while True:
+            await self._roused.wait()
             try:
                 self._client = client = await ControlClient.connect(
                     self._dsn, on_notify=self._wake.set, on_lost=self._on_lost
                 )
                 client.id, client.secret = self._id, self._secret
-                while True:
+                while self._roused.is_set():
                     await self._turn(client)
                     delay = BACKOFF_FIRST
+                self._client = None
+                await client.close()
+                continue
             except LinkLost as error:
                 self._lost(str(error))
             except Exception as error:
@@ -282,7 +307,7 @@ class ControlLink:
                 self._known.clear()
                 self._trouble(f"the published routing is not understood: {error}")
             else:
-                if current:
+                if current and self._roused.is_set():
                     self._problem = None
                     self._synced.set()
                     self._known.set()

@@ -16,6 +16,7 @@ import structlog
 
 from proxy.backend.connection import ServerConnection
 from proxy.backend.errors import QueryFailed, ServerUnavailable
+from proxy.backend.pool import Key
 from proxy.server.login import HIGH_WATER, Login
 from proxy.session.core import Session
 from proxy.session.ports import Target
@@ -23,13 +24,15 @@ from proxy.wire import messages as m
 from proxy.wire.messages import ProtocolViolation
 
 if TYPE_CHECKING:
-    from proxy.server.database import DatabaseRuntime
+    from proxy.server.database import DatabaseRuntime, Greeting
     from proxy.server.sidecar import Sidecar
 
 log = structlog.get_logger(__name__)
 
 ORPHAN_SECONDS = 30.0
 BLOCKED_CHECK = 0.02
+UNFINISHED_WAIT = 0.005
+"""Seconds after which requests go to the server though the end of their batch has not come."""
 LINGER_SECONDS = 30.0
 """How long a closing connection waits for a client that does not read."""
 _RESET = "SET SESSION AUTHORIZATION DEFAULT; RESET ALL"
@@ -50,7 +53,12 @@ class ClientConnection(asyncio.Protocol):
         self.transport: asyncio.Transport | None = None
         self._servers: list[ServerConnection | None] = [None, None]
         self._replica_task: asyncio.Task[None] | None = None
+        self._lease_task: asyncio.Task[None] | None = None
         self._server_parameters: dict[str, str] = {}
+        self._pool_key: Key = ()
+        self._told: dict[str, str] = {}
+        """The settings that the client was told of, as its last server reported them."""
+        self._hurrying = False
         self._password: str | None = None
         self._gone = False
         self._paused = False
@@ -75,10 +83,22 @@ class ClientConnection(asyncio.Protocol):
                 session.feed(data)
                 if session.waiting:
                     self._pause_while_blocked()
+                elif session.unfinished and not self._hurrying:
+                    self._hurrying = True
+                    self._loop.call_later(UNFINISHED_WAIT, self._hurry)
             elif self.login is not None:
                 self.login.feed(data)
         except ProtocolViolation as exc:
             self.fail("08P01", f"invalid message: {exc}")
+
+    def _hurry(self) -> None:
+        self._hurrying = False
+        session = self.session
+        if session is not None and not session.waiting:
+            try:
+                session.hurry()
+            except ProtocolViolation as exc:
+                self.fail("08P01", f"invalid message: {exc}")
 
     def eof_received(self) -> bool:
         return False
@@ -108,14 +128,24 @@ class ClientConnection(asyncio.Protocol):
         elif session.flights and not session.closed:
             self._orphan(session)
         else:
-            reusable = session.clean
-            session.close()
-            self._end(reusable=reusable)
+            self._leave(session)
+
+    def _leave(self, session: Session) -> None:
+        """Nothing is under way any more: an open transaction is rolled back, the connections go to others."""
+        reusable, rollback = session.clean, session.in_transaction
+        session.close()
+        self._end(reusable=reusable, rollback=rollback)
 
     def _orphan(self, session: Session) -> None:
         """The client is gone, its statement is not: cancel it and wait for the answer."""
         server = self._servers[session.target]
         if server is None or server.closed:
+            session.close()
+            self._end(reusable=False)
+            return
+        if session.unended:
+            # Its Sync would commit what the client has not asked to commit; without one nothing of it can be.
+            server.cancel()
             session.close()
             self._end(reusable=False)
             return
@@ -137,14 +167,18 @@ class ClientConnection(asyncio.Protocol):
     def establish(
         self,
         database: DatabaseRuntime,
-        server: ServerConnection,
+        server: ServerConnection | None,
+        greeting: Greeting,
         *,
         user: str,
         version: str,
         parameters: dict[str, str],
         password: str | None,
     ) -> None:
-        """The client is authenticated and has its primary connection: from now on the session decides."""
+        """The client is authenticated: from now on the session decides.
+
+        ``server`` is its primary connection, None where servers are shared by transactions.
+        """
         self.login = None
         self.database = database
         self.speaks = version
@@ -152,7 +186,9 @@ class ClientConnection(asyncio.Protocol):
         self._server_parameters = parameters
         self._password = password
         self._servers[Target.PRIMARY] = server
-        number, self.key = self.sidecar.register(self)
+        self._pool_key = database.primary.key(parameters)
+        self._told = greeting.parameters
+        number, self.key = self.sidecar.register(self, server.pid if server is not None else 0)
         self.session = Session(
             database.context(number, parameters, password),
             self,
@@ -160,11 +196,12 @@ class ClientConnection(asyncio.Protocol):
             # Whom the server knows: its search_path says "$user" of that one.
             user=parameters["user"],
             version=version,
-            parameters=server.parameters,
-            search_path=server.search_path,
+            parameters=greeting.parameters,
+            search_path=greeting.search_path,
             max_message=min(self.sidecar.settings.limits.max_packet, m.MAX_MESSAGE),
         )
-        server.attach(self)
+        if server is not None:
+            server.attach(self)
         database.stats.clients_total += 1
         database.stats.clients[self.side] += 1
         self._counted = self.side
@@ -184,17 +221,18 @@ class ClientConnection(asyncio.Protocol):
             self._counted = self.side
             self.database.stats.clients[self._counted] += 1
 
-    def _end(self, *, reusable: bool) -> None:
+    def _end(self, *, reusable: bool, rollback: bool = False) -> None:
         """Give the server connections back, once."""
         database, self.database = self.database, None
-        if self._replica_task is not None:
-            self._replica_task.cancel()
+        for task in (self._replica_task, self._lease_task):
+            if task is not None:
+                task.cancel()
         primary, replica = self._servers
         self._servers = [None, None]
         if database is None:
             return
         if primary is not None:
-            database.primary.release(primary, reusable=reusable)
+            database.primary.release(primary, reusable=reusable, rollback=rollback)
         session = self.session
         if replica is not None and session is not None and session.reading.replica is not None:
             clean = not len(session.queues[Target.REPLICA])
@@ -211,7 +249,8 @@ class ClientConnection(asyncio.Protocol):
         if not self._paused and self.transport is not None and not self.transport.is_closing():
             self._paused = True
             self._read_or_not()
-            self._loop.call_later(BLOCKED_CHECK, self._check_blocked)
+            if self.session is None or self.session.blocked != "lease":
+                self._loop.call_later(BLOCKED_CHECK, self._check_blocked)
 
     def _check_blocked(self) -> None:
         session = self.session
@@ -236,7 +275,7 @@ class ClientConnection(asyncio.Protocol):
     async def cancel(self) -> None:
         """Cancel what the client's session is doing now, on the server where it does it."""
         session = self.session
-        if session is None or not session.flights:
+        if session is None or session.cancel_waiting() or not session.flights:
             return
         server = self._servers[session.target]
         if server is not None:
@@ -261,9 +300,7 @@ class ClientConnection(asyncio.Protocol):
             session.close()
             self._end(reusable=False)
         elif self._gone and session.drained and not session.closed:
-            reusable = session.clean
-            session.close()
-            self._end(reusable=reusable)
+            self._leave(session)
 
     def server_lost(self, connection: ServerConnection) -> None:
         """A server connection is gone."""
@@ -306,15 +343,123 @@ class ClientConnection(asyncio.Protocol):
         if server is not None:
             server.write(data)
 
+    def lease(self) -> bool:
+        """Take a primary connection for a transaction, now or in :meth:`_wait_for_server`."""
+        database, session = self.database, self.session
+        if database is None or session is None or self._lease_task is not None:
+            return False
+        applied = session.settings.applied
+        server = database.primary.take(self._pool_key, applied)
+        if server is not None and (server.applied is applied or server.applied == applied):
+            self._have(server, session)
+            return True
+        self._lease_task = self.sidecar.spawn(self._wait_for_server(database, session, server))
+        return False
+
+    def _have(self, server: ServerConnection, session: Session) -> None:
+        self._servers[Target.PRIMARY] = server
+        session.outbox.prepared[Target.PRIMARY] = server.prepared
+        server.attach(self)
+        if self._choked:
+            server.pause_reading()
+        told = self._told
+        if server.parameters is not told:
+            self._told = server.parameters
+            if server.parameters != told:
+                for name, value in server.parameters.items():
+                    if told.get(name) != value:
+                        self.to_client(m.parameter_status(name, value))
+                        session.settings.report(name, value)
+
+    async def _wait_for_server(
+        self, database: DatabaseRuntime, session: Session, server: ServerConnection | None
+    ) -> None:
+        """Wait for a primary connection and bring it to the session's settings."""
+        pool = database.primary
+        try:
+            if server is None:
+                server = await pool.acquire(self._server_parameters, self._password)
+            await _bring(server, session.settings.applied)
+        except (ServerUnavailable, QueryFailed) as exc:
+            if server is not None:
+                pool.release(server, reusable=isinstance(exc, QueryFailed))
+            self._lease_task = None
+            if not session.closed:
+                self._fail_lease(exc)
+            return
+        except BaseException:
+            if server is not None:
+                pool.release(server, reusable=False)
+            raise
+        self._lease_task = None
+        if session.closed:
+            pool.give(server)
+            return
+        self._have(server, session)
+        session.on_leased()
+        if self._paused:
+            self._check_blocked()
+
+    def _fail_lease(self, exc: ServerUnavailable | QueryFailed) -> None:
+        if isinstance(exc, QueryFailed):
+            self.fail("08000", f"the session's settings could not be restored on another connection: {exc}")
+            return
+        self.to_client(m.error_with_fields(exc.frame(), {"S": b"FATAL", "V": b"FATAL"}))
+        assert self.session is not None
+        self.session.close()
+        self._end(reusable=False)
+        self._close()
+
+    def release(self, dirty: bool) -> None:
+        """The transaction is over: others may have the primary connection."""
+        server, session, database = self._servers[Target.PRIMARY], self.session, self.database
+        if server is None or session is None or database is None:
+            return
+        self._servers[Target.PRIMARY] = None
+        server.applied = session.settings.applied
+        if dirty:
+            database.primary.release(server, reusable=True)
+        else:
+            database.primary.give(server)
+
+    def release_replica(self) -> None:
+        """The read is over: others may have the replica connection."""
+        server, session, database = self._servers[Target.REPLICA], self.session, self.database
+        if server is None or session is None or database is None or session.reading.replica is None:
+            return
+        self._servers[Target.REPLICA] = None
+        database.replicas[session.reading.replica].give(server)
+
+    def reported(self, name: str, value: str) -> None:
+        """The leased connection has reported a setting, and the client heard it."""
+        server = self._servers[Target.PRIMARY]
+        if server is not None:
+            server.parameters = self._told = {**server.parameters, name: value}
+
     def replica_ready(self, index: int) -> bool:
         """Whether the replica connection can be used now; if not, it is being connected or brought up to date."""
         session, server = self.session, self._servers[Target.REPLICA]
         assert session is not None
         if self._replica_task is None:
+            if server is None and session.shared and self.database is not None:
+                server = self._take_replica(self.database, session, index)
             if server is not None and not server.closed and server.applied == session.settings.applied:
                 return True
             self._replica_task = self.sidecar.spawn(self._prepare_replica(session, index))
         return False
+
+    def _take_replica(
+        self, database: DatabaseRuntime, session: Session, index: int
+    ) -> ServerConnection | None:
+        server = database.replicas[index].take(self._pool_key, session.settings.applied)
+        if server is not None:
+            session.reading.replica = index
+            session.outbox.prepared[Target.REPLICA] = server.prepared
+            self._servers[Target.REPLICA] = server
+            server.attach(self)
+            if self._choked:
+                server.pause_reading()
+        return server
 
     async def _prepare_replica(self, session: Session, index: int) -> None:
         """Connect to a replica if need be, and replay the session's settings there."""
@@ -329,24 +474,22 @@ class ClientConnection(asyncio.Protocol):
                     pool.release(server, reusable=True)
                     return
                 session.reading.replica = index
+                session.outbox.prepared[Target.REPLICA] = server.prepared
                 self._servers[Target.REPLICA] = server
             else:
                 server.detach()
-            wanted = dict(session.settings.applied)
-            if server.applied and server.applied != wanted:
-                await server.simple(_RESET)
-            for text in wanted.values():
-                await server.simple(text)
+            await _bring(server, session.settings.applied)
             # Fails where nothing could be read: a standby cannot serve serializable transactions.
             await server.simple("SELECT 1")
-            server.applied = wanted
             if not session.closed:
                 server.attach(self)
                 if self._choked:
                     server.pause_reading()
+                if session.shared:
+                    self.release_replica()
         except (ServerUnavailable, QueryFailed) as exc:
             # What a replica refuses once it will refuse again; a failed connection may come back.
-            session.settings.unknown |= isinstance(exc, QueryFailed)
+            session.settings.unknown |= isinstance(exc, QueryFailed) and not session.shared
             log.warning("replica connection not usable", database=database.name, error=str(exc))
             if server is not None:
                 server.close()
@@ -354,6 +497,11 @@ class ClientConnection(asyncio.Protocol):
             session.replica_gone()
         finally:
             self._replica_task = None
+
+    def make_way(self, database: str) -> None:
+        """A statement needs that database for itself."""
+        if self.database is not None:
+            self.sidecar.make_way(self.database.settings.primary, database)
 
     def finish(self) -> None:
         """The client has said goodbye."""
@@ -395,3 +543,13 @@ class ClientConnection(asyncio.Protocol):
             "in_transaction": session.in_transaction if session else False,
             "blocked": session.blocked if session else "",
         }
+
+
+async def _bring(server: ServerConnection, wanted: dict[str, str]) -> None:
+    """Give an idle connection these settings, and no others beyond its startup parameters."""
+    if server.applied == wanted:
+        server.applied = wanted
+        return
+    # One text, so that all of it takes effect or nothing; a comment at a statement's end must not hide the next one.
+    await server.simple("\n;".join((_RESET, *wanted.values()) if server.applied else wanted.values()))
+    server.applied = wanted

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import asyncpg
 import structlog
@@ -18,20 +18,38 @@ import structlog
 from proxy.backend.errors import ServerUnavailable
 from proxy.backend.lag import Monitor, ReadState, Replica
 from proxy.backend.own import dial
-from proxy.backend.pool import Pool
+from proxy.backend.pool import Key, Pool
 from proxy.backend.probe import SessionProber, Verdicts
 from proxy.config import Database, Limits
 from proxy.control.hub import RoutingHub
 from proxy.control.link import ControlLink, ControlUnavailable
 from proxy.control.routing import Routing
+from proxy.dsn import Dsn
+from proxy.rewrite.model import Side
+from proxy.rewrite.plan import Plan
 from proxy.session.context import Books, Context
+from proxy.session.names import StatementNames
 from proxy.stats import Stats
 
 log = structlog.get_logger(__name__)
 
-EXPIRE_EVERY = 30.0
+MAINTAIN_EVERY = 1.0
+MAX_GREETINGS = 1_000
 PROBES = 4
 """Server connections at most for trying rewritten statements."""
+PROBE_WAIT = 3.0
+REACH_EVERY = 0.5
+"""Seconds between two attempts to find a lost primary again."""
+
+
+PlanKey = tuple[Side, tuple[str, ...], bytes]
+
+
+class Greeting(NamedTuple):
+    """What a server says of itself at login, to be told to clients that share its connections."""
+
+    parameters: dict[str, str]
+    search_path: str
 
 
 class DatabaseRuntime:
@@ -40,6 +58,7 @@ class DatabaseRuntime:
     def __init__(self, name: str, settings: Database, limits: Limits) -> None:
         self.name = name
         self.settings = settings
+        self.limits = limits
         self.stats = Stats()
         self.hub = RoutingHub()
         self.reads = ReadState(
@@ -49,12 +68,12 @@ class DatabaseRuntime:
             consistency=settings.reads.consistency,
         )
         self.monitor = Monitor(settings.primary, self.reads)
-        self.primary = self._pool(settings.primary, settings.pool_size, limits, primary=True)
-        self.replicas = [
-            self._pool(dsn, settings.pool_size, limits, primary=False) for dsn in settings.replicas
-        ]
-        self.spare = self._pool(settings.primary, PROBES, limits, primary=True)
-        self.spare.wait_timeout = 3.0
+        self.primary = self._pool(settings.primary, primary=True)
+        self.primary.on_reach = self.reached
+        self.replicas = [self._pool(dsn, primary=False) for dsn in settings.replicas]
+        self.spare = self._pool(settings.primary, primary=True)
+        self.spare.on_reach = self.reached
+        self._limit_pools()
         self.verdicts = Verdicts()
         self.primary_error: str | None = "not reached yet"
         self.link = ControlLink(
@@ -70,19 +89,47 @@ class DatabaseRuntime:
         self._latency = list(self.stats.latency.counts)
         self._term = self.hub.term
         self._tasks: list[asyncio.Task[None]] = []
+        self._reaching: asyncio.Task[None] | None = None
         self.hub.listen(self._on_routing)
         self._contexts: dict[int, Context] = {}
         self._books = Books(self.stats)
+        self.names = StatementNames(settings.max_prepared_statements)
+        self._greetings: dict[Key, Greeting] = {}
+        self._retired = False
 
-    def _pool(self, dsn: Any, size: int, limits: Limits, *, primary: bool) -> Pool:
+    def _pool(self, dsn: Dsn, *, primary: bool) -> Pool:
+        limits = self.limits
         return Pool(
             dsn,
-            size=size,
+            size=self.settings.pool_size,
             connect_timeout=limits.server_connect_timeout,
             wait_timeout=limits.query_wait_timeout,
             idle_timeout=limits.server_idle_timeout,
+            patient=self.settings.pool_mode == "transaction",
             enter=self._enter if primary else None,
         )
+
+    def _limit_pools(self) -> None:
+        """Give the pools the settings in force."""
+        settings, limits = self.settings, self.limits
+        for pool in self.pools:
+            pool.size = settings.pool_size
+            pool.min_size = settings.min_pool_size
+            pool.reserve_size = settings.reserve_pool_size if settings.reserve_pool_timeout else 0
+            pool.reserve_timeout = settings.reserve_pool_timeout
+            pool.wait_timeout = limits.query_wait_timeout
+        self.spare.size = PROBES
+        self.spare.wait_timeout = PROBE_WAIT
+        for pool in (*self.pools, self.spare):
+            pool.connect_timeout = limits.server_connect_timeout
+            pool.idle_timeout = limits.server_idle_timeout
+            pool.lifetime = limits.server_lifetime
+            pool.backoff.bound = limits.server_login_retry
+
+    @property
+    def pools(self) -> tuple[Pool, ...]:
+        """The pools that clients use: the primary's, and each replica's."""
+        return (self.primary, *self.replicas)
 
     async def _enter(self, pids: list[int]) -> None:
         """A new server connection makes itself known and reads the epoch before its first use."""
@@ -99,27 +146,29 @@ class DatabaseRuntime:
         """Start the control link, the monitor and the housekeeping."""
         self.link.start()
         self.monitor.start()
-        self._tasks = [asyncio.create_task(self._housekeeping()), asyncio.create_task(self._reach())]
+        self._tasks = [asyncio.create_task(self._housekeeping())]
+        self._reaching = asyncio.create_task(self._reach())
 
     async def stop(self) -> None:
         """Stop everything; sessions must have ended."""
-        for task in self._tasks:
+        for task in (*self._tasks, *([self._reaching] if self._reaching else [])):
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
         await self.monitor.stop()
-        for pool in (self.primary, self.spare, *self.replicas):
+        for pool in (*self.pools, self.spare):
             await pool.close()
         await self.link.stop()
 
     async def _housekeeping(self) -> None:
         while True:
-            await asyncio.sleep(EXPIRE_EVERY)
-            for pool in (self.primary, self.spare, *self.replicas):
-                pool.expire()
+            await asyncio.sleep(MAINTAIN_EVERY)
+            for pool in (*self.pools, self.spare):
+                if not self._retired:
+                    pool.maintain()
 
     async def _reach(self) -> None:
-        """Find out whether the primary answers, for /readyz; afterwards every login tells."""
+        """Find out whether the primary answers, for /readyz and for whoever waits for it; afterwards logins tell."""
         while self.primary_error is not None:
             try:
                 connection = await dial(self.settings.primary, "readiness")
@@ -127,21 +176,50 @@ class DatabaseRuntime:
                 self.primary_error = None
             except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError) as exc:
                 self.primary_error = str(exc) or type(exc).__name__
-                await asyncio.sleep(0.5)
+                await asyncio.sleep(REACH_EVERY)
+        self.primary.reached()
+        self.spare.reached()
+
+    async def _reach_again(self) -> None:
+        # Not at once: what failed a moment ago for a client would only fail again.
+        await asyncio.sleep(REACH_EVERY)
+        await self._reach()
 
     def reached(self, error: str | None) -> None:
         """A login at the primary succeeded (None) or failed."""
         was, self.primary_error = self.primary_error, error
+        if error is None and was is not None:
+            # Another server may be there now, or this one with other settings.
+            self._greetings.clear()
         if error is not None and was is None:
             log.warning("primary unreachable", database=self.name, error=error)
-            self._tasks = [task for task in self._tasks if not task.done()]
-            self._tasks.append(asyncio.create_task(self._reach()))
+            if self._reaching is None or self._reaching.done():
+                self._reaching = asyncio.create_task(self._reach_again())
+
+    async def retire(self) -> None:
+        """Leave the database until the next client comes: somebody wants it for himself. Not while clients are here."""
+        if any(self.stats.clients.values()) or not self.link.rest():
+            return
+        log.info("leaving the database until a client comes", database=self.name)
+        self._retired = True
+        for pool in (*self.pools, self.spare):
+            pool.reconnect()
+        await self.monitor.stop()
+
+    def rouse(self) -> None:
+        """A client comes."""
+        if self._retired:
+            self._retired = False
+            self._greetings.clear()
+            self.link.rouse()
+            self.monitor.start()
 
     # -- settings and routing --------------------------------------------------------------------------------------
 
     def apply(self, settings: Database, limits: Limits) -> None:
         """Take over what may change while running; sessions see it with their next statement."""
         self.settings = settings
+        self.limits = limits
         self.reads.max_lag = settings.reads.max_lag
         self.reads.percent = settings.reads.replica_percent
         self.reads.consistency = settings.reads.consistency
@@ -150,12 +228,46 @@ class DatabaseRuntime:
         self._dual_write = settings.dual_write.enabled
         for context in self._contexts.values():
             context.dual_write_enabled = self._dual_write
-        for pool in (self.primary, *self.replicas):
-            pool.size = settings.pool_size
-            pool.wait_timeout = limits.query_wait_timeout
-        for pool in (self.primary, self.spare, *self.replicas):
-            pool.connect_timeout = limits.server_connect_timeout
-            pool.idle_timeout = limits.server_idle_timeout
+        self.names.limit = settings.max_prepared_statements
+        self._limit_pools()
+
+    # -- operations ------------------------------------------------------------------------------------------------
+
+    @property
+    def paused(self) -> bool:
+        """Whether new clients and transactions wait for :meth:`resume`."""
+        return self.primary.paused
+
+    async def pause(self) -> bool:
+        """Let nobody begin, and wait until no server connection is in use; False if :meth:`resume` came before.
+
+        With sessions that keep their connection this means: until the clients have gone.
+        """
+        first: tuple[Pool, ...] = self.pools
+        after: tuple[Pool, ...] = (self.spare,)
+        if self.settings.pool_mode == "session":
+            # Who has a primary connection may need the others to come to an end.
+            first, after = (self.primary,), (*self.replicas, self.spare)
+        for group in (first, after):
+            if not all(await asyncio.gather(*(pool.pause() for pool in group))):
+                return False
+        return True
+
+    def resume(self) -> None:
+        """End a pause, or the wait for one."""
+        for pool in (*self.pools, self.spare):
+            pool.resume()
+
+    def reconnect(self) -> None:
+        """Replace every server connection as soon as it is not in use."""
+        self._greetings.clear()
+        for pool in (*self.pools, self.spare):
+            pool.reconnect()
+
+    def kill(self) -> None:
+        """Close every server connection, and let nobody begin until :meth:`resume`; clients have been told before."""
+        for pool in (*self.pools, self.spare):
+            pool.kill()
 
     def _on_routing(self, routing: Routing) -> None:
         if self.hub.term is not self._term:
@@ -175,9 +287,32 @@ class DatabaseRuntime:
             clock=time.monotonic,
             dual_write_enabled=self._dual_write,
             books=self._books,
+            names=self.names if self.shared else None,
         )
         self._contexts[number] = context
         return context
+
+    @property
+    def shared(self) -> bool:
+        """Whether server connections are shared by transactions."""
+        return self.settings.pool_mode == "transaction"
+
+    async def greet(self, parameters: dict[str, str], password: str | None) -> Greeting:
+        """What a server says to clients with these startup parameters; asked once. Raises ServerUnavailable."""
+        key = self.primary.key(parameters)
+        greeting = self._greetings.get(key)
+        if greeting is None:
+            server = await self.primary.acquire(parameters, password)
+            if len(self._greetings) >= MAX_GREETINGS:
+                self._greetings.clear()
+            # As at login: what somebody has set since is not for others.
+            greeting = self._greetings[key] = Greeting(server.greeting, server.search_path)
+            self.primary.give(server)
+        return greeting
+
+    def plans(self) -> list[tuple[PlanKey, Plan]]:
+        """The cached plans under the current routing, by side, search_path and text."""
+        return list(self._books.get(self.hub.term, self._dual_write)._plans.items())
 
     def forget(self, number: int) -> None:
         """A session has ended."""

@@ -1,36 +1,60 @@
 """The time before a session: encryption, startup packet, authentication, the first server connection.
 
-Contract: bounded in bytes (PostgreSQL's startup packet limit, one SASL message) and in time
-(``limits.client_login_timeout``); ends in :meth:`ClientConnection.establish` or in one clear FATAL error. Bytes that
-arrive between an SSLRequest and the handshake are refused, never read as if they had come encrypted (CVE-2021-23222).
+Contract: bounded in bytes (PostgreSQL's startup packet limit, one SASL message), in time
+(``limits.client_login_timeout``) and in number (``limits.max_logins``); ends in :meth:`ClientConnection.establish`,
+in a :class:`Relay` that takes the connection over, or in one clear FATAL error. Bytes that arrive between an SSLRequest
+and the handshake are refused, never read as if they had come encrypted (CVE-2021-23222).
+
+Other ways to authenticate (an auth_query, client certificates, pass-through) belong into :meth:`Login._authenticate`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import secrets
+import socket
 import ssl
-from typing import TYPE_CHECKING, cast
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import structlog
 
-from proxy.backend.connection import ServerConnection
+from proxy.backend.connection import ServerConnection, connect
 from proxy.backend.errors import ServerUnavailable
-from proxy.config import ConfigError
+from proxy.config import CONSOLE_DATABASE, ConfigError
 from proxy.rewrite.plan import Refusal
+from proxy.server.database import Greeting
+from proxy.server.relay import Relay
+from proxy.server.tls import accept, agreed_on_postgresql
 from proxy.wire import messages as m
 from proxy.wire.messages import ProtocolViolation
 from proxy.wire.scram import AuthenticationFailed, ServerExchange, Verifier
-from proxy.wire.startup import CancelRequest, EncryptionRequest, Startup, read_startup
+from proxy.wire.startup import (
+    GSSENC_REQUEST,
+    LONG_KEYS,
+    SSL_REQUEST,
+    TLS_HANDSHAKE,
+    CancelRequest,
+    EncryptionRequest,
+    Startup,
+    StartupRefused,
+    read_startup,
+    unencrypted,
+    unsupported,
+)
 
 if TYPE_CHECKING:
     from proxy.server.client import ClientConnection
     from proxy.server.database import DatabaseRuntime
+    from proxy.server.sidecar import Excess
 
 log = structlog.get_logger(__name__)
 
 HIGH_WATER = 256 * 1024
 """Bytes that may wait to be written to a client before its servers are no longer read."""
+LONG_KEY = 32
+"""Bytes of a cancel key's secret in protocol 3.2: PostgreSQL's."""
 MAX_AUTH_MESSAGE = 4096
 MAX_EARLY = 65_536
 """Bytes of requests that a client may send ahead of its login's end, before it is no longer read."""
@@ -47,8 +71,11 @@ class Login:
         self._startup: Startup | None = None
         self._exchange: ServerExchange | None = None
         self._known_user = False
-        self._admitted = False
+        self._excess: Excess | None = None
         self._asked: set[bool] = set()
+        """The encryption requests so far: False for SSLRequest, True for GSSENCRequest."""
+        self._begun = False
+        """Something has been read of this client; only its very first byte may begin a TLS handshake."""
         self._encrypted = False
         self._upgrading = False
         self._task: asyncio.Task[None] | None = None
@@ -59,13 +86,15 @@ class Login:
         if self._timer is not None:
             return
         limits = self._sidecar.settings.limits
-        self._admitted = self._sidecar.admit(self._client)
-        if not self._admitted and not self._sidecar.admit_to_refuse(self._client):
+        self._excess = self._sidecar.admit(self._client)
+        if self._excess is not None and not self._sidecar.admit_to_refuse(self._client):
             self._client.finish()
             return
         # One too many is told so when it has said who it is, as PostgreSQL does: a driver that begins with an
         # SSLRequest would not understand an earlier error.
-        patience = limits.client_login_timeout if self._admitted else min(limits.client_login_timeout, 5.0)
+        patience = (
+            limits.client_login_timeout if self._excess is None else min(limits.client_login_timeout, 5.0)
+        )
         self._timer = asyncio.get_running_loop().call_later(patience, self._too_slow)
 
     def abandon(self) -> None:
@@ -95,13 +124,22 @@ class Login:
         if self._upgrading:
             return
         if self._startup is None:
-            self._read_startup()
+            try:
+                self._read_startup()
+            except StartupRefused as exc:
+                self._client.to_client(exc.answer)
+                self._client.finish()
         elif self._exchange is not None and not self._exchange.done:
             self._read_password()
         elif len(self._data) > MAX_EARLY and self._client.transport is not None:
             self._client.transport.pause_reading()
 
     def _read_startup(self) -> None:
+        if not self._begun and self._data:
+            self._begun = True
+            if self._data[0] == TLS_HANDSHAKE:
+                self._encrypt_directly()
+                return
         found = read_startup(self._data)
         if found is None:
             return
@@ -119,18 +157,35 @@ class Login:
         await self._sidecar.cancel(request.pid, request.secret)
         self._client.finish()
 
+    @property
+    def _local(self) -> bool:
+        """Whether the client came over a unix socket, where nobody can listen."""
+        raw = self._client.transport.get_extra_info("socket") if self._client.transport else None
+        return raw is not None and raw.family == socket.AF_UNIX
+
+    def _encrypt_directly(self) -> None:
+        """The client began with its ClientHello (libpq's ``sslnegotiation=direct``)."""
+        context = self._sidecar.tls
+        if context is None or self._local:
+            log.info("direct TLS refused", reason="not configured" if context is None else "unix socket")
+            self._drop()
+            return
+        hello, self._data = self._data, b""
+        self._encrypted = self._upgrading = True
+        self._sidecar.spawn(self._start_tls(context, hello))
+
     def _encrypt(self, request: EncryptionRequest) -> None:
         context = self._sidecar.tls
-        if self._encrypted or request.gss in self._asked:
-            raise ProtocolViolation("encryption was asked for twice")
+        if request.gss in self._asked or (self._encrypted and (request.gss or self._asked)):
+            raise unsupported(*divmod(GSSENC_REQUEST if request.gss else SSL_REQUEST, 1 << 16))
         self._asked.add(request.gss)
-        if request.gss or context is None:
+        refused = request.gss or context is None or self._encrypted or self._local
+        if refused:
             self._client.to_client(b"N")
-            if self._data:
-                self._read_startup()
-            return
         if self._data:
-            raise ProtocolViolation("received unencrypted data after SSL request")
+            raise unencrypted(request.gss)
+        if refused or context is None:
+            return
         self._encrypted = self._upgrading = True
         self._client.to_client(b"S")
         if self._client.transport is not None:
@@ -138,19 +193,22 @@ class Login:
             self._client.transport.pause_reading()
         self._sidecar.spawn(self._start_tls(context))
 
-    async def _start_tls(self, context: ssl.SSLContext) -> None:
+    async def _start_tls(self, context: ssl.SSLContext, hello: bytes = b"") -> None:
         client = self._client
         assert client.transport is not None
         try:
-            transport = await asyncio.get_running_loop().start_tls(
-                client.transport, client, context, server_side=True
-            )
-        except (OSError, ConnectionError) as exc:
+            transport = await accept(client.transport, client, context, hello)
+        except OSError as exc:
             log.info("TLS handshake failed", error=str(exc))
             self._drop()
             return
-        client.transport = cast(asyncio.Transport, transport)
-        client.transport.set_write_buffer_limits(high=HIGH_WATER)
+        client.transport = transport
+        if hello and not agreed_on_postgresql(transport):
+            # Nobody can be led here who takes this port for another protocol's (ALPACA).
+            log.info("direct TLS refused", reason="no ALPN")
+            self._drop()
+            return
+        transport.set_write_buffer_limits(high=HIGH_WATER)
         self._upgrading = False
         client.data_received(b"")
 
@@ -165,18 +223,14 @@ class Login:
 
     def _authenticate(self, startup: Startup) -> None:
         user = startup.parameters["user"]
-        if not self._admitted:
-            limit = self._sidecar.settings.limits.max_clients
-            self._refuse(
-                "53300",
-                f"sorry, too many clients already (max_clients is {limit})",
-                "Raise limits.max_clients in the sidecar's configuration.",
-            )
+        if startup.negotiate:
+            self._client.to_client(m.negotiate_version(startup.spoken, startup.unknown_options))
+        if self._excess is not None:
+            self._refuse(*self._excess)
             return
-        if startup.minor or startup.unknown_options:
-            names = b"".join(name.encode() + b"\0" for name in startup.unknown_options)
-            count = len(startup.unknown_options).to_bytes(4, "big")
-            self._client.to_client(m.frame(m.NEGOTIATE_VERSION, (3 << 16).to_bytes(4, "big") + count + names))
+        if self._sidecar.settings.listen.tls_mode == "require" and not self._encrypted and not self._local:
+            self._refuse_plain(startup)
+            return
         if self._sidecar.settings.auth.method == "trust":
             self._begin()
             return
@@ -185,6 +239,18 @@ class Login:
         verifier = known.verifier if known is not None else Verifier.decoy(user, self._sidecar.decoy_key)
         self._exchange = ServerExchange(verifier)
         self._client.to_client(ServerExchange.request())
+
+    def _refuse_plain(self, startup: Startup) -> None:
+        assert self._client.transport is not None
+        peer = self._client.transport.get_extra_info("peername") or ("?",)
+        user = startup.parameters["user"]
+        name = startup.parameters.get("database", user)
+        self._sidecar.login_failed(name, "encryption")
+        self._refuse(
+            "28000",
+            f'connection without TLS refused for host "{peer[0]}", user "{user}", database "{name}", no encryption',
+            "Connect with sslmode=require or more.",
+        )
 
     def _read_password(self) -> None:
         if len(self._data) < 5:
@@ -213,24 +279,27 @@ class Login:
 
     def _begin(self) -> None:
         assert self._startup is not None
-        self._task = self._sidecar.spawn(self._lease(self._startup))
+        self._sidecar.authenticated(self._client)
+        if self._timer is not None:
+            # Waiting for the server has limits of its own.
+            self._timer.cancel()
+        work = self._replicate if self._startup.replication else self._lease
+        self._task = self._sidecar.spawn(work(self._startup))
 
     async def _lease(self, startup: Startup) -> None:
         parameters = dict(startup.parameters)
         user = parameters.pop("user")
         name = parameters.pop("database", user)
-        if parameters.pop("replication", "false").lower() not in ("false", "off", "no", "0"):
-            self._refuse(
-                "0A000", "replication connections are not supported", "Connect to the server itself."
-            )
+        if name == CONSOLE_DATABASE and self._sidecar.console is not None:
+            self.abandon()
+            self._sidecar.console(self._client, user, self._long_key, self._data)
             return
         database = self._sidecar.databases.get(name)
         if database is None:
-            known = ", ".join(sorted(self._sidecar.databases))
-            self._sidecar.login_failed(name, "database")
-            self._refuse("3D000", f'database "{name}" is not configured', f"This sidecar serves: {known}.")
+            self._refuse_database(name)
             return
         version = startup.version or database.settings.schema_version
+        database.rouse()
         if not await database.link.wait_known(ROUTING_WAIT):
             reason = database.link.status().problem or "no answer from the primary"
             self._refuse(
@@ -246,18 +315,79 @@ class Login:
             return
         login, password = self._server_login(database, user)
         server_parameters = {"user": login, "database": database.settings.primary.database, **parameters}
+        server: ServerConnection | None = None
         try:
-            server = await database.primary.acquire(server_parameters, password)
+            if database.shared:
+                greeting = await database.greet(server_parameters, password)
+            else:
+                server = await database.primary.acquire(server_parameters, password)
+                greeting = Greeting(server.parameters, server.search_path)
         except ServerUnavailable as exc:
-            database.stats.login_failures["server"] += 1
-            database.reached(exc.message if exc.relayed is None else None)
-            self._client.to_client(exc.frame())
-            self._client.finish()
+            self._refuse_unreached(database, exc)
             return
-        except asyncio.CancelledError:
-            raise
         database.reached(None)
-        self._welcome(database, server, user, version, server_parameters, password)
+        self._welcome(database, server, greeting, user, version, server_parameters, password)
+
+    def _refuse_database(self, name: str) -> None:
+        known = ", ".join(sorted(self._sidecar.databases))
+        self._sidecar.login_failed(name, "database")
+        self._refuse("3D000", f'database "{name}" is not configured', f"This sidecar serves: {known}.")
+
+    def _refuse_unreached(self, database: DatabaseRuntime, error: ServerUnavailable) -> None:
+        database.stats.login_failures["server"] += 1
+        database.reached(error.message if error.relayed is None else None)
+        self._client.to_client(error.frame())
+        self._client.finish()
+
+    async def _replicate(self, startup: Startup) -> None:
+        """A replication connection: a server connection of its own, and a relay between the two."""
+        parameters = dict(startup.parameters)
+        user = parameters.pop("user")
+        name = parameters.pop("database", user)
+        database = self._sidecar.databases.get(name)
+        if database is None and startup.replication == "physical" and len(self._sidecar.databases) == 1:
+            # It is of a whole server: PostgreSQL ignores which database a client names ("replication", often).
+            (database,) = self._sidecar.databases.values()
+        if database is None:
+            self._refuse_database(name)
+            return
+        dsn = database.settings.primary
+        login, password = self._server_login(database, user)
+        parameters = {"user": login, "database": dsn.database, **parameters}
+        parameters["replication"] = "true" if startup.replication == "physical" else "database"
+        timeout = self._sidecar.settings.limits.server_connect_timeout
+        try:
+            server = await connect(dsn, parameters, password=password, timeout=timeout, ask_search_path=False)
+        except ServerUnavailable as exc:
+            self._refuse_unreached(database, exc)
+            return
+        client = self._client
+        if client.transport is None or client.transport.is_closing():
+            server.close()
+            return
+        if server.closed:
+            self._refuse(
+                "08006", f"the server {dsn.label} closed the connection unexpectedly", "Connect again."
+            )
+            return
+        self.abandon()
+        relay = Relay(self._sidecar, database, client.transport, server)
+        _, relay.key = self._sidecar.register(relay)
+        relay.key = self._long_key(relay.key)
+        self._sidecar.hand_over(client, relay)
+        client.to_client(self._greeting(server.parameters, relay.key))
+        relay.start(self._data)
+
+    def _long_key(self, key: tuple[int, bytes]) -> tuple[int, bytes]:
+        """The cancel key as the client's protocol version knows it: long from 3.2 on."""
+        assert self._startup is not None
+        return (key[0], secrets.token_bytes(LONG_KEY)) if self._startup.spoken >= LONG_KEYS else key
+
+    @staticmethod
+    def _greeting(parameters: Mapping[str, str], key: tuple[int, bytes]) -> bytes:
+        """What follows authentication; the parameters as a server reported them."""
+        reported = [m.parameter_status(name, value) for name, value in parameters.items()]
+        return b"".join([m.AUTHENTICATION_OK, *reported, m.backend_key_data(*key), m.ready_for_query(b"I")])
 
     def _server_login(self, database: DatabaseRuntime, user: str) -> tuple[str, str | None]:
         """As whom to log in at the server: the client's own user where its password is known, else the DSN's."""
@@ -272,7 +402,8 @@ class Login:
     def _welcome(
         self,
         database: DatabaseRuntime,
-        server: ServerConnection,
+        server: ServerConnection | None,
+        greeting: Greeting,
         user: str,
         version: str,
         parameters: dict[str, str],
@@ -280,16 +411,15 @@ class Login:
     ) -> None:
         client = self._client
         if client.transport is None or client.transport.is_closing():
-            database.primary.release(server, reusable=True)
+            if server is not None:
+                database.primary.release(server, reusable=True)
             return
         self.abandon()
         client.establish(
-            database, server, user=user, version=version, parameters=parameters, password=password
+            database, server, greeting, user=user, version=version, parameters=parameters, password=password
         )
-        greeting = [m.AUTHENTICATION_OK]
-        greeting += [m.parameter_status(name, value) for name, value in server.parameters.items()]
-        greeting += [m.backend_key_data(*client.key), m.ready_for_query(b"I")]
-        client.to_client(b"".join(greeting))
+        client.key = self._long_key(client.key)
+        client.to_client(self._greeting(greeting.parameters, client.key))
         if self._data:
             client.transport.resume_reading()
             client.data_received(self._data)

@@ -7,25 +7,50 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hmac
 import os
 import secrets
-import ssl
 import stat
-from collections.abc import Coroutine, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import structlog
 
-from proxy.config import Address, Settings
+from proxy.config import Address, ConfigError, Settings
 from proxy.config_users import User
 from proxy.control.routing import Routing
+from proxy.dsn import Dsn
 from proxy.server.client import ClientConnection
 from proxy.server.database import DatabaseRuntime
+from proxy.server.relay import Relay
+from proxy.server.tls import server_context
 
 log = structlog.get_logger(__name__)
 
 MAX_REFUSED = 256
 """Clients beyond the limit that are listened to, so that they can be refused in a way that they understand."""
+
+
+class Excess(NamedTuple):
+    """Why a client is not let in, in words for it."""
+
+    sqlstate: str
+    message: str
+    hint: str
+
+
+CancelKey = tuple[int, bytes]
+OpenConsole = Callable[[ClientConnection, str, Callable[[CancelKey], CancelKey], bytes], None]
+"""Takes over an authenticated client: its user, what makes a cancel key of the right length, and what it sent ahead."""
+
+
+class Cancellable(Protocol):
+    """Whoever has a cancel key."""
+
+    key: tuple[int, bytes]
+    database: DatabaseRuntime | None
+
+    async def cancel(self) -> None: ...
 
 
 class Sidecar:
@@ -35,7 +60,7 @@ class Sidecar:
         self.settings = settings
         self.users = users
         self.decoy_key = secrets.token_bytes(16)
-        self.tls = _tls(settings)
+        self.tls = server_context(settings.listen)
         self.databases = {
             name: DatabaseRuntime(name, database, settings.limits)
             for name, database in settings.databases.items()
@@ -45,10 +70,15 @@ class Sidecar:
         self.address: Address | None = None
         """Where clients connect, once the listener is open."""
         self.accepting = False
+        self.console: OpenConsole | None = None
+        """Serves clients that ask for the admin console; set by whoever has one to offer."""
         self._server: asyncio.Server | None = None
         self._clients: set[ClientConnection] = set()
         self._refused: set[ClientConnection] = set()
-        self._keys: dict[tuple[int, bytes], ClientConnection] = {}
+        self._logins: set[ClientConnection] = set()
+        self._relays: set[Relay] = set()
+        self._keys: dict[int, list[Cancellable]] = {}
+        """By the first half of the cancel key; servers of several databases may have the same."""
         self._numbers = 0
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -78,6 +108,8 @@ class Sidecar:
         self.accepting = False
         if self._server is not None:
             self._server.close()
+        for relay in list(self._relays):
+            relay.shut_down()
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self.settings.limits.shutdown_timeout
         while self._clients:
@@ -100,6 +132,11 @@ class Sidecar:
 
     def apply(self, settings: Settings, users: Mapping[str, User]) -> None:
         """Take over what may change while running."""
+        try:
+            self.tls = server_context(settings.listen)
+        except ConfigError as exc:
+            # It was all right when the configuration was validated, a moment ago.
+            log.error("certificate not usable, the old one stays", error=exc.message, hint=exc.hint)
         self.settings = settings
         self.users = users
         for name, database in self.databases.items():
@@ -120,12 +157,30 @@ class Sidecar:
 
     # -- clients ---------------------------------------------------------------------------------------------------
 
-    def admit(self, client: ClientConnection) -> bool:
-        """Count a new client in; False if there are too many, or the sidecar is stopping."""
-        if not self.accepting or len(self._clients) >= self.settings.limits.max_clients:
-            return False
+    def admit(self, client: ClientConnection) -> Excess | None:
+        """Count a new client in; the reason why not, if there are too many or the sidecar is stopping."""
+        limits = self.settings.limits
+        if not self.accepting:
+            return Excess("57P03", "the sidecar is shutting down", "Connect again.")
+        if len(self._clients) + len(self._relays) >= limits.max_clients:
+            return Excess(
+                "53300",
+                f"sorry, too many clients already (max_clients is {limits.max_clients})",
+                "Raise limits.max_clients in the sidecar's configuration.",
+            )
+        if len(self._logins) >= limits.max_logins:
+            return Excess(
+                "53300",
+                f"sorry, too many clients are logging in already (max_logins is {limits.max_logins})",
+                "Connect again, or raise limits.max_logins in the sidecar's configuration.",
+            )
         self._clients.add(client)
-        return True
+        self._logins.add(client)
+        return None
+
+    def authenticated(self, client: ClientConnection) -> None:
+        """A client has proved who it is."""
+        self._logins.discard(client)
 
     def admit_to_refuse(self, client: ClientConnection) -> bool:
         """Keep one client too many until it can be told so; False if there are too many of these as well."""
@@ -138,28 +193,55 @@ class Sidecar:
         """A client's socket is closed."""
         self._clients.discard(client)
         self._refused.discard(client)
+        self._logins.discard(client)
 
-    def register(self, client: ClientConnection) -> tuple[int, tuple[int, bytes]]:
-        """A number for a new session, unique in this process, and its cancel key."""
+    def hand_over(self, client: ClientConnection, relay: Relay) -> None:
+        """A client's connection is a relay's from now on."""
+        self.forget(client)
+        self._relays.add(relay)
+
+    def relay_ended(self, relay: Relay) -> None:
+        """A replication connection is closed."""
+        self._relays.discard(relay)
+        self.unregister(relay)
+
+    def register(self, client: Cancellable, pid: int = 0) -> tuple[int, tuple[int, bytes]]:
+        """A number for a new session, unique in this process, and its cancel key.
+
+        ``pid`` is its server's process, where it keeps one server: clients compare it with what the database says. The
+        secret is never that server's. It may be replaced by a longer one: what counts is ``client.key``.
+        """
         self._numbers += 1
-        while True:
-            key = (secrets.randbelow(1 << 31), secrets.token_bytes(4))
-            if key not in self._keys:
-                break
-        self._keys[key] = client
-        return self._numbers, key
+        # A client takes the first half of the key for a process id, and 0 for none.
+        while pid == 0:
+            pid = secrets.randbelow((1 << 31) - 1) + 1
+            if pid in self._keys:
+                pid = 0
+        self._keys.setdefault(pid, []).append(client)
+        return self._numbers, (pid, secrets.token_bytes(4))
 
-    def unregister(self, client: ClientConnection) -> None:
+    def unregister(self, client: Cancellable) -> None:
         """A session has ended: its cancel key means nothing any more."""
-        self._keys.pop(client.key, None)
+        pid = client.key[0]
+        left = [other for other in self._keys.pop(pid, ()) if other is not client]
+        if left:
+            self._keys[pid] = left
 
     async def cancel(self, pid: int, secret: bytes) -> None:
         """Serve a CancelRequest; an unknown key is ignored, as PostgreSQL does."""
-        client = self._keys.get((pid, secret))
-        if client is not None:
-            if client.database is not None:
-                client.database.stats.cancels += 1
-            await client.cancel()
+        for client in self._keys.get(pid, ()):
+            if hmac.compare_digest(client.key[1], secret):
+                if client.database is not None:
+                    client.database.stats.cancels += 1
+                await client.cancel()
+                return
+
+    def make_way(self, server: Dsn, name: str) -> None:
+        """Leave a database of that server, so that a statement can have it for itself."""
+        for database in self.databases.values():
+            dsn = database.settings.primary
+            if (dsn.host, dsn.port, dsn.database) == (server.host, server.port, name):
+                self.spawn(database.retire())
 
     def login_failed(self, database: str, reason: str) -> None:
         """Count a failed login, for the database it asked for if that is configured."""
@@ -181,13 +263,3 @@ def _remove_stale_socket(path: str) -> None:
     with contextlib.suppress(FileNotFoundError):
         if stat.S_ISSOCK(os.stat(path).st_mode):
             os.unlink(path)
-
-
-def _tls(settings: Settings) -> ssl.SSLContext | None:
-    listen = settings.listen
-    if listen.tls_cert is None or listen.tls_key is None:
-        return None
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.load_cert_chain(listen.tls_cert, listen.tls_key)
-    return context

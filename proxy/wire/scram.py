@@ -1,8 +1,10 @@
 """SCRAM-SHA-256 in PostgreSQL's framing, both roles; the arithmetic is scramp's.
 
 Contract: each class is fed the peer's SASL payloads and gives the payloads to send; any malformed or wrong input
-raises :class:`AuthenticationFailed`, never anything else. The verifier format is PostgreSQL's
-(``SCRAM-SHA-256$<iterations>:<salt>$<StoredKey>:<ServerKey>``, RFC 5803 in spirit). Channel binding is not offered.
+raises :class:`AuthenticationFailed`, never anything else, and no peer can make us compute for longer than
+``MAX_ITERATIONS`` allows. The verifier format is PostgreSQL's
+(``SCRAM-SHA-256$<iterations>:<salt>$<StoredKey>:<ServerKey>``, RFC 5803 in spirit). Channel binding is not offered: it
+would come in as another mechanism in :meth:`ServerExchange.request` and :meth:`ClientExchange.first`.
 """
 
 from __future__ import annotations
@@ -19,7 +21,13 @@ from scramp import ScramClient, ScramException, ScramMechanism
 from proxy.wire.messages import AUTHENTICATION, PASSWORD, ProtocolViolation, cstring, frame
 
 MECHANISM = "SCRAM-SHA-256"
+MIN_ITERATIONS = 4096
+"""PostgreSQL's default, RFC 7677's minimum."""
+MAX_ITERATIONS = 1_000_000
+"""Some tenths of a second of one core: what a server, or a users file, may ask for at most."""
 _VERIFIER = re.compile(r"SCRAM-SHA-256\$(\d{1,9}):([A-Za-z0-9+/=]+)\$([A-Za-z0-9+/=]+):([A-Za-z0-9+/=]+)")
+_ITERATIONS = re.compile(r",i=([^,]*)")
+_FIRST = re.compile(r"([^,]*,[^,]*,)n=[^,]*(,.*)", re.DOTALL)
 _SERVER_MECHANISM = ScramMechanism(MECHANISM)
 
 
@@ -48,7 +56,13 @@ class Verifier:
             raise ValueError("not a SCRAM-SHA-256 verifier: invalid base64") from exc
         if len(stored) != 32 or len(server) != 32 or not salt:
             raise ValueError("not a SCRAM-SHA-256 verifier: wrong key length")
-        return cls(int(match.group(1)), salt, stored, server)
+        iterations = int(match.group(1))
+        if not MIN_ITERATIONS <= iterations <= MAX_ITERATIONS:
+            raise ValueError(
+                f"not a SCRAM-SHA-256 verifier that can be used: {iterations} iterations, "
+                f"not {MIN_ITERATIONS} to {MAX_ITERATIONS}"
+            )
+        return cls(iterations, salt, stored, server)
 
     @classmethod
     def from_password(cls, password: str) -> Verifier:
@@ -116,12 +130,12 @@ class ServerExchange:
         PostgreSQL ignores it; scramp insists on a name. It gets a placeholder, and then the message as the client
         sent it, because both sides' signatures cover it.
         """
-        header, separator, bare = text.partition(",n=,")
-        if not separator:
-            self._scram.set_client_first(text)
-            return
-        self._scram.set_client_first(f"{header},n=*,{bare}")
-        self._scram.client_first_bare = f"n=,{bare}"
+        match = _FIRST.fullmatch(text)
+        if match is None:
+            raise AuthenticationFailed("malformed SCRAM message")
+        header, rest = match.groups()
+        self._scram.set_client_first(f"{header}n=*{rest}")
+        self._scram.client_first_bare = text.removeprefix(header)
 
 
 class ClientExchange:
@@ -132,6 +146,8 @@ class ClientExchange:
             self._scram = ScramClient([MECHANISM], "dualwire", password)
         except ScramException as exc:
             raise AuthenticationFailed(str(exc)) from exc
+        self.done = False
+        """The server has proved that it knows the verifier."""
 
     def first(self, offered: bytes) -> bytes:
         """SASLInitialResponse for an AuthenticationSASL body's list of mechanisms."""
@@ -143,7 +159,17 @@ class ClientExchange:
     def final(self, challenge: bytes) -> bytes:
         """SASLResponse for an AuthenticationSASLContinue payload."""
         try:
-            self._scram.set_server_first(challenge.decode())
+            text = challenge.decode()
+            match = _ITERATIONS.search(text)
+            # Before anything is computed: a number of any length would keep us busy for as long as it says.
+            if match is None or not re.fullmatch(r"[1-9][0-9]{0,6}", match.group(1)):
+                raise AuthenticationFailed("SCRAM exchange failed: the server's iteration count is not valid")
+            if not MIN_ITERATIONS <= int(match.group(1)) <= MAX_ITERATIONS:
+                raise AuthenticationFailed(
+                    f"SCRAM exchange failed: the server asks for {match.group(1)} iterations, "
+                    f"not {MIN_ITERATIONS} to {MAX_ITERATIONS}"
+                )
+            self._scram.set_server_first(text)
             return frame(PASSWORD, self._scram.get_client_final().encode())
         except (ScramException, ValueError) as exc:
             raise AuthenticationFailed(f"SCRAM exchange failed: {exc}") from exc
@@ -154,6 +180,7 @@ class ClientExchange:
             self._scram.set_server_final(outcome.decode())
         except (ScramException, ValueError) as exc:
             raise AuthenticationFailed(f"the server could not prove its identity: {exc}") from exc
+        self.done = True
 
 
 def md5_response(user: str, password: str, salt: bytes) -> bytes:

@@ -13,6 +13,7 @@ from proxy.wire.startup import (
     CancelRequest,
     EncryptionRequest,
     Startup,
+    StartupRefused,
     read_startup,
 )
 
@@ -70,6 +71,56 @@ def test_garbage_is_a_protocol_violation(data: bytes) -> None:
         read_startup(data)
 
 
+@pytest.mark.parametrize(
+    ("minor", "extra", "spoken", "negotiate"),
+    [
+        (0, {}, 0, False),
+        (1, {}, 1, False),
+        (2, {}, 2, False),
+        (3, {}, 2, True),
+        (9999, {}, 2, True),
+        (0, {"_pq_.x": "1"}, 0, True),
+        (2, {"_pq_.x": "1"}, 2, True),
+    ],
+)
+def test_the_newest_version_that_both_know_is_spoken(
+    minor: int, extra: dict[str, str], spoken: int, negotiate: bool
+) -> None:
+    request = _startup(m.startup({"user": "ann", **extra}, minor))
+    assert (request.spoken, request.negotiate) == (spoken, negotiate)
+    assert request.unknown_options == tuple(extra)
+    assert request.parameters == {"user": "ann"}
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        *((word, "physical") for word in ("true", "TRUE", "t", "tr", "1", "on", "yes", "y", "YE")),
+        *((word, "") for word in ("false", "f", "0", "off", "of", "no", "N")),
+        ("database", "database"),
+    ],
+)
+def test_replication_is_read_as_postgresql_reads_it(value: str, kind: str) -> None:
+    request = _startup(m.startup({"user": "ann", "replication": value}))
+    assert request.replication == kind
+    assert "replication" not in request.parameters
+
+
+@pytest.mark.parametrize("value", ["", "o", "DATABASE", "maybe", " on", "2", "truely"])
+def test_another_value_of_replication_is_refused(value: str) -> None:
+    with pytest.raises(StartupRefused) as refused:
+        read_startup(m.startup({"user": "ann", "replication": value}))
+    assert refused.value.sqlstate == "22023"
+
+
+@pytest.mark.parametrize(
+    ("version", "unknown"), [(0x30000, ()), (0x30002, (b"_pq_.a",)), (0x30001, (b"_pq_.a", b"_pq_.b"))]
+)
+def test_a_negotiated_version_can_be_read_back(version: int, unknown: tuple[bytes, ...]) -> None:
+    message = m.negotiate_version(version & 0xFFFF, [name.decode() for name in unknown])
+    assert m.read_negotiate_version(message) == (version, unknown)
+
+
 @given(st.binary(max_size=64))
 def test_random_first_bytes_never_raise_anything_else(data: bytes) -> None:
     try:
@@ -83,6 +134,19 @@ def test_requests_before_the_startup_packet() -> None:
     assert read_startup(bytes.fromhex("0000000804d2162f")) == (EncryptionRequest(gss=False), 8)
     assert read_startup(bytes.fromhex("0000000804d21630")) == (EncryptionRequest(gss=True), 8)
     assert read_startup(m.cancel_request(7, b"abcd")) == (CancelRequest(7, b"abcd"), 16)
+
+
+@pytest.mark.parametrize("length", [1, 4, 32, 256])
+def test_cancel_keys_have_any_length_up_to_256(length: int) -> None:
+    packet = m.cancel_request(7, b"k" * length)
+    assert read_startup(packet) == (CancelRequest(7, b"k" * length), len(packet))
+
+
+@pytest.mark.parametrize("length", [0, 257])
+def test_a_longer_cancel_key_or_none_is_no_request(length: int) -> None:
+    with pytest.raises(StartupRefused) as refused:
+        read_startup(m.cancel_request(7, b"k" * length))
+    assert refused.value.answer == b""
 
 
 def test_an_incomplete_packet_is_waited_for() -> None:
