@@ -39,6 +39,8 @@ from proxy.dsn import parse as parse_dsn
 
 ENV_PREFIX: Final = "DUALWIRE_"
 ENV_DELIMITER: Final = "__"
+CONSOLE_DATABASE: Final = "dualwire"
+"""The database name under which clients reach the admin console."""
 
 _UNITS: Final = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "m": 60.0, "h": 3600.0}
 _DURATION: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(us|ms|s|min|m|h)\s*")
@@ -56,9 +58,11 @@ class ConfigError(Exception):
 
 
 def duration(value: Any) -> Any:
-    """Seconds from a string with a unit (``500ms``, ``1s``, ``5min``)."""
+    """Seconds from a string with a unit (``500ms``, ``1s``, ``5min``); zero needs none."""
     if isinstance(value, float) and not isinstance(value, bool):
         return value
+    if value in (0, "0") and not isinstance(value, bool):
+        return 0.0
     match = _DURATION.fullmatch(value) if isinstance(value, str) else None
     if match is None:
         raise ValueError(
@@ -101,6 +105,7 @@ Delay = Annotated[float, BeforeValidator(duration), Field(ge=0)]
 Size = Annotated[int, BeforeValidator(size), Field(gt=0)]
 Server = Annotated[Dsn, BeforeValidator(_dsn)]
 Servers = Annotated[tuple[Server, ...], BeforeValidator(_listed)]
+Names = Annotated[tuple[str, ...], BeforeValidator(_listed)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,20 +167,34 @@ class Listen(Section):
     """Where clients connect."""
 
     address: ListenAddress = Address("127.0.0.1", 6432)
+    tls: Literal["disable", "allow", "require"] | None = None
+    """None: ``allow`` where there is a certificate; see ``tls_mode``."""
     tls_cert: Path | None = None
     tls_key: Path | None = None
+    tls_min_version: Literal["TLSv1.2", "TLSv1.3"] = "TLSv1.2"
+
+    @property
+    def tls_mode(self) -> Literal["disable", "allow", "require"]:
+        """Whether clients get TLS: never, if they ask for it, or always (but over a unix socket)."""
+        return self.tls or ("disable" if self.tls_cert is None else "allow")
 
     @model_validator(mode="after")
     def _both_or_none(self) -> Listen:
         if (self.tls_cert is None) != (self.tls_key is None):
             raise ValueError("tls_cert and tls_key go together: set both or neither")
+        if self.tls_cert is None and self.tls_mode != "disable":
+            raise ValueError(f'tls = "{self.tls_mode}" needs tls_cert and tls_key')
         return self
 
 
 class Admin(Section):
-    """Where /metrics, /healthz, /readyz and /status are served."""
+    """Where /metrics, /healthz, /readyz and /status are served, and who may use the SQL console."""
 
     address: ListenAddress = Address("127.0.0.1", 9432)
+    users: Names = ()
+    """Who may do everything on the console."""
+    stats_users: Names = ()
+    """Who may use SHOW there."""
 
     @field_validator("address")
     @classmethod
@@ -221,17 +240,23 @@ class Database(Section):
     pool_mode: Literal["session", "transaction"] = "session"
     schema_version: str = Field(default="auto", min_length=1)
     pool_size: int = Field(default=100, ge=1)
+    min_pool_size: int = Field(default=0, ge=0)
+    reserve_pool_size: int = Field(default=0, ge=0)
+    reserve_pool_timeout: Delay = 5.0
+    max_prepared_statements: int = Field(default=200, ge=1)
+    """Prepared statements that one server connection keeps, in transaction mode."""
     service: str = ""
     """The name in the sidecar registry; empty stands for host/database, see ``service_name``."""
     reads: Reads = Reads()
     dual_write: DualWrite = DualWrite()
 
-    @field_validator("pool_mode")
-    @classmethod
-    def _available(cls, value: str) -> str:
-        if value == "transaction":
-            raise ValueError('pool_mode "transaction" is not available yet: use "session"')
-        return value
+    @model_validator(mode="after")
+    def _sizes(self) -> Database:
+        if self.min_pool_size > self.pool_size:
+            raise ValueError(
+                f"min_pool_size ({self.min_pool_size}) is more than pool_size ({self.pool_size})"
+            )
+        return self
 
     def service_name(self, database: str) -> str:
         """The configured service, or this machine's name and the database's."""
@@ -239,12 +264,18 @@ class Database(Section):
 
 
 class Limits(Section):
-    """Bounds on clients, waits and messages."""
+    """Bounds on clients, waits and messages. A delay of zero means: no such bound."""
 
     max_clients: int = Field(default=10_000, ge=1)
-    query_wait_timeout: Duration = 120.0
+    max_logins: int = Field(default=2_000, ge=1)
+    """Clients at the same time that have not proved yet who they are."""
+    query_wait_timeout: Delay = 120.0
+    idle_transaction_timeout: Delay = 0.0
+    client_idle_timeout: Delay = 0.0
     server_connect_timeout: Duration = 15.0
-    server_idle_timeout: Duration = 600.0
+    server_login_retry: Delay = 15.0
+    server_idle_timeout: Delay = 600.0
+    server_lifetime: Duration = 3600.0
     hold_max: Duration = 2.0
     client_login_timeout: Duration = 60.0
     max_packet: Size = 1024**3
@@ -288,8 +319,8 @@ class Settings(BaseSettings):
     @field_validator("databases")
     @classmethod
     def _names(cls, value: dict[str, Database], info: ValidationInfo) -> dict[str, Database]:
-        if "dualwire" in value:
-            raise ValueError('the name "dualwire" is reserved for the admin console')
+        if CONSOLE_DATABASE in value:
+            raise ValueError(f'the name "{CONSOLE_DATABASE}" is reserved for the admin console')
         return value
 
     @classmethod

@@ -25,8 +25,8 @@ class Change:
 # What needs a restart: sockets that are open, how clients are let in, where pooled connections lead, what a
 # link was registered as. Every other key is read when it is used. ``*`` stands for a database's name.
 _RESTART: Final = (
-    "listen",
-    "admin",
+    "listen.address",
+    "admin.address",
     "auth.method",
     "databases.*.primary",
     "databases.*.replicas",
@@ -38,7 +38,7 @@ _RESTART: Final = (
 
 def diff(old: Settings, new: Settings) -> list[Change]:
     """What differs, by path; a database that came or went is one change, and not a live one."""
-    before, after = dict(_flat(old)), dict(_flat(new))
+    before, after = dict(flat(old)), dict(flat(new))
     appeared = {name: "databases." + name for name in old.databases.keys() ^ new.databases.keys()}
     changes = [Change(path, live=False) for path in appeared.values()]
     for path in before.keys() | after.keys():
@@ -46,14 +46,16 @@ def diff(old: Settings, new: Settings) -> list[Change]:
         if parts[0] == "databases" and parts[1] in appeared:
             continue
         if before.get(path) != after.get(path):
-            changes.append(Change(path, live=_is_live(parts)))
+            changes.append(Change(path, live=is_live(path)))
     return sorted(changes, key=lambda change: change.path)
 
 
-def _is_live(parts: list[str]) -> bool:
+def is_live(path: str) -> bool:
+    """Whether a change of that key takes effect without a restart."""
+    parts = path.split(".")
     pattern = ["*" if parts[0] == "databases" and index == 1 else part for index, part in enumerate(parts)]
-    path = ".".join(pattern)
-    return not any(path == restart or path.startswith(restart + ".") for restart in _RESTART)
+    general = ".".join(pattern)
+    return not any(general == restart or general.startswith(restart + ".") for restart in _RESTART)
 
 
 def keep_restart_keys(old: Settings, new: Settings) -> Settings:
@@ -84,13 +86,14 @@ def _with_old(old: SectionT, new: SectionT, path: list[str]) -> SectionT:
     return new.model_copy(update={key: after})
 
 
-def _flat(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every key and its value, by path."""
     for name in type(section).model_fields:
         value = getattr(section, name)
         if isinstance(value, BaseModel):
-            yield from _flat(value, f"{prefix}{name}.")
+            yield from flat(value, f"{prefix}{name}.")
         elif isinstance(value, dict):
             for key, inner in value.items():
-                yield from _flat(inner, f"{prefix}{name}.{key}.")
+                yield from flat(inner, f"{prefix}{name}.{key}.")
         else:
             yield prefix + name, value

@@ -16,10 +16,13 @@ from pathlib import Path
 import structlog
 import uvloop
 
+from proxy.admin.console_operations import Operations
+from proxy.admin.console_server import ConsoleOffice
 from proxy.admin.http import AdminServer
 from proxy.admin.reload import Reloader, read
 from proxy.admin.view import DatabaseView, PoolView, ReplicaView, ServerRole
 from proxy.backend.pool import Pool
+from proxy.build.state import describe
 from proxy.config import ConfigError, Log, Settings
 from proxy.config_users import User
 from proxy.server.database import DatabaseRuntime
@@ -81,6 +84,14 @@ def _pool(pool: Pool, role: ServerRole) -> PoolView:
         connecting=pool.connecting,
         waiting=pool.waiting,
         limit=pool.size,
+        cleaning=pool.cleaning,
+        cancelling=pool.cancelling,
+        longest_wait=pool.longest_wait,
+        waits=pool.wait_times,
+        connects=pool.connects_total,
+        connect_failures=pool.connect_failures_total,
+        paused=pool.paused,
+        failing=pool.backoff.error.message if pool.backoff.error else "",
     )
 
 
@@ -117,6 +128,7 @@ async def serve(path: Path, settings: Settings, users: Mapping[str, User]) -> in
     reloader = Reloader(path, settings, users, apply)
     admin = AdminServer(settings.admin.address, View(sidecar, path), reloader)
     stop = asyncio.Event()
+    sidecar.console = ConsoleOffice(sidecar, Operations(sidecar, reloader.reload, stop.set)).open
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
@@ -155,4 +167,5 @@ def run(path: Path) -> int:
             print(f"hint: {exc.hint}", file=sys.stderr)
         return 2
     configure_logging(settings.log)
+    log.info("starting", hot_path=describe())
     return uvloop.run(serve(path, settings, users))

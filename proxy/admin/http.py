@@ -20,6 +20,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from proxy.admin.metrics import dualwire_version, registry
 from proxy.admin.view import DatabaseView, ReloadSource, SidecarView
+from proxy.build.state import describe
 from proxy.config import Address
 from proxy.control.routing import Routing
 
@@ -102,6 +103,7 @@ async def _status(request: web.Request) -> web.Response:
     return _json(
         {
             "version": dualwire_version(),
+            "hot_path": describe(),
             "uptime_seconds": round(time.monotonic() - request.app[STARTED], 1),
             "listening": view.listening(),
             "ready": not not_ready(view),
@@ -141,6 +143,7 @@ def _database(database: DatabaseView) -> dict[str, Any]:
             "problem": link.problem,
         },
         "clients": {speaks: stats.clients.get(speaks, 0) for speaks in ("old", "new", "auto")},
+        "replication": stats.replication,
         "transactions_open": stats.transactions_open,
         "pools": [
             {
@@ -151,6 +154,9 @@ def _database(database: DatabaseView) -> dict[str, Any]:
                 "connecting": pool.connecting,
                 "waiting": pool.waiting,
                 "limit": pool.limit,
+                "cleaning": pool.cleaning,
+                "paused": pool.paused,
+                "failing": pool.failing,
             }
             for pool in database.pools
         ],

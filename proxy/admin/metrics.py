@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry, GCCollector, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from proxy.admin.view import DatabaseView, ReloadSource, SidecarView
+from proxy.admin.view import DatabaseView, PoolView, ReloadSource, SidecarView
 from proxy.control.routing import PHASES
 from proxy.stats import BUCKETS, Histogram
 
@@ -64,6 +64,11 @@ def _pools(database: DatabaseView) -> Iterator[Sample]:
         yield (pool.server, pool.role, "active"), pool.active
         yield (pool.server, pool.role, "idle"), pool.idle
         yield (pool.server, pool.role, "connecting"), pool.connecting
+        yield (pool.server, pool.role, "cleaning"), pool.cleaning
+
+
+def _by_pool(read: Callable[[PoolView], float]) -> Reader:
+    return lambda database: [((pool.server, pool.role), read(pool)) for pool in database.pools]
 
 
 def _replica_lag(database: DatabaseView) -> Iterator[Sample]:
@@ -121,6 +126,20 @@ COUNTERS: Final[tuple[tuple[str, str, tuple[str, ...], Reader], ...]] = (
         ("reason",),
         _by_key(lambda d: d.stats.login_failures),
     ),
+    ("transactions", "Transactions that came to an end.", (), _one(lambda d: d.stats.transactions)),
+    (
+        "pins",
+        "Times that a session began to keep its server connection, by reason.",
+        ("reason",),
+        _by_key(lambda d: d.stats.pins_total),
+    ),
+    ("pool_connects", "Server connections made.", ("server", "role"), _by_pool(lambda p: p.connects)),
+    (
+        "pool_connect_failures",
+        "Attempts to make a server connection that failed.",
+        ("server", "role"),
+        _by_pool(lambda p: p.connect_failures),
+    ),
     ("parked_statements", "Statements that a hold ever parked.", (), _one(lambda d: d.holds_total)),
     ("control_reconnects", "Times the control link was lost.", (), _one(lambda d: d.link.reconnects)),
 )
@@ -144,19 +163,45 @@ GAUGES: Final[tuple[tuple[str, str, tuple[str, ...], Reader], ...]] = (
     ("hold", "Whether this sidecar holds for a swap.", (), _one(lambda d: d.link.holding)),
     ("parked_sessions", "Sessions that a hold parks now.", (), _one(lambda d: d.stats.parked)),
     ("clients", "Connected clients by what they speak.", ("version",), _clients),
+    ("replication_clients", "Replication connections.", (), _one(lambda d: d.stats.replication)),
     ("transactions_open", "Clients in a transaction.", (), _one(lambda d: d.stats.transactions_open)),
     ("pool_connections", "Server connections.", ("server", "role", "state"), _pools),
     (
         "pool_waiting",
         "Sessions that wait for a server connection.",
         ("server", "role"),
-        lambda d: [((pool.server, pool.role), pool.waiting) for pool in d.pools],
+        _by_pool(lambda p: p.waiting),
     ),
     (
         "pool_limit",
         "Server connections allowed.",
         ("server", "role"),
-        lambda d: [((pool.server, pool.role), pool.limit) for pool in d.pools],
+        _by_pool(lambda p: p.limit),
+    ),
+    (
+        "pool_longest_wait_seconds",
+        "For how long the first of the waiting sessions has waited.",
+        ("server", "role"),
+        _by_pool(lambda p: p.longest_wait),
+    ),
+    (
+        "pool_cancelling",
+        "Server connections with a cancel request under way.",
+        ("server", "role"),
+        _by_pool(lambda p: p.cancelling),
+    ),
+    ("pool_paused", "Whether PAUSE or KILL is in force.", ("server", "role"), _by_pool(lambda p: p.paused)),
+    (
+        "pool_failing",
+        "Whether the last attempt to connect failed.",
+        ("server", "role"),
+        _by_pool(lambda p: bool(p.failing)),
+    ),
+    (
+        "pinned_sessions",
+        "Sessions that keep their server connection between transactions, by reason.",
+        ("reason",),
+        _by_key(lambda d: d.stats.pins),
     ),
     ("replica_lag_seconds", "How far a replica is behind.", ("replica",), _replica_lag),
     (
@@ -205,6 +250,17 @@ class SidecarCollector(Collector):
             histogram = database.stats.latency
             latency.add_metric([database.name], _buckets(histogram), histogram.total)
         yield latency
+        waits = HistogramMetricFamily(
+            "dualwire_pool_wait_seconds",
+            "How long sessions have waited for a server connection that had to.",
+            labels=["database", "server", "role"],
+        )
+        for database in databases:
+            for pool in database.pools:
+                if pool.waits is not None:
+                    place = [database.name, pool.server, pool.role]
+                    waits.add_metric(place, _buckets(pool.waits), pool.waits.total)
+        yield waits
         yield from self._reload_families()
 
     def _reload_families(self) -> Iterator[Metric]:

@@ -1,4 +1,4 @@
-"""Reload of the configuration: on SIGHUP, or when the file or the users file changes.
+"""Reload of the configuration: on SIGHUP, or when the file, the users file or the certificate changes.
 
 Contract: a reload either takes effect as a whole or not at all. What does not validate is logged and shown in
 ``/status``, and the old configuration stays in force; keys that cannot change while the process runs keep
@@ -23,6 +23,7 @@ from proxy.admin.view import ReloadResult, ReloadView
 from proxy.config import ConfigError, Settings, load
 from proxy.config_changes import diff, keep_restart_keys
 from proxy.config_users import User, load_users
+from proxy.server.tls import fingerprint, server_context
 
 DEBOUNCE_SECONDS: Final = 0.3
 # A file system that cannot tell of changes (NFS, some container mounts) is asked this often.
@@ -34,8 +35,9 @@ Apply = Callable[[Settings, Users], None]
 
 
 def read(path: Path) -> tuple[Settings, Users]:
-    """The settings of a file and the users that they name; ConfigError if either cannot be used."""
+    """The settings of a file and the users that they name; ConfigError if they or the certificate cannot be used."""
     settings = load(path)
+    server_context(settings.listen)
     users_file = settings.auth.users_file
     return settings, {} if users_file is None else load_users(users_file)
 
@@ -51,6 +53,7 @@ class Reloader:
         self._path = path
         self._settings = settings
         self._users = users
+        self._certificate = fingerprint(settings.listen)
         self._apply = apply
         self._log = structlog.get_logger("dualwire.reload")
         self._view = ReloadView()
@@ -102,10 +105,11 @@ class Reloader:
             users = self._users
         if waiting:
             self._log.warning("these changes need a restart", keys=list(waiting))
-        if not live and users == self._users:
+        certificate = fingerprint(effective.listen)
+        if not live and users == self._users and certificate == self._certificate:
             return self._finish("unchanged", waiting=waiting)
         self._apply(effective, users)
-        self._settings, self._users = effective, users
+        self._settings, self._users, self._certificate = effective, users, certificate
         self._log.info("configuration reloaded", keys=list(live))
         return self._finish("applied", waiting=waiting)
 
@@ -159,8 +163,9 @@ class Reloader:
         return now
 
     def _files(self) -> tuple[Path, ...]:
-        users_file = self._settings.auth.users_file
-        return (self._path,) if users_file is None else (self._path, users_file)
+        listen = self._settings.listen
+        named = (self._settings.auth.users_file, listen.tls_cert, listen.tls_key)
+        return (self._path, *(path for path in named if path is not None))
 
 
 def _signature(files: tuple[Path, ...]) -> Signature:

@@ -13,7 +13,7 @@ from typing import Literal, Protocol
 
 from proxy.control.link import LinkStatus
 from proxy.control.routing import Routing
-from proxy.stats import Stats
+from proxy.stats import Histogram, Stats
 
 ServerRole = Literal["primary", "replica"]
 ReloadResult = Literal["none", "applied", "unchanged", "rejected"]
@@ -33,6 +33,19 @@ class PoolView:
     waiting: int
     """Sessions that wait for a connection."""
     limit: int
+    cleaning: int = 0
+    """Being made ready for the next client."""
+    cancelling: int = 0
+    """With a cancel request under way; they count in another state too."""
+    longest_wait: float = 0.0
+    """Seconds for which the first of those who wait has waited."""
+    waits: Histogram | None = None
+    """How long those have waited who had to."""
+    connects: int = 0
+    connect_failures: int = 0
+    paused: bool = False
+    failing: str = ""
+    """Why the last attempt to connect failed; empty where it did not."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from proxy.admin.view import DatabaseView, PoolView, ReloadView, ReplicaView
 from proxy.config import Address
 from proxy.control.link import LinkStatus
 from proxy.control.routing import EMPTY, Hold, Routing
-from proxy.stats import Stats
+from proxy.stats import Histogram, Stats
 
 LINK = LinkStatus(
     sidecar_id="5f",
@@ -98,6 +98,52 @@ async def get(sidecar_state: Sidecar) -> AsyncIterator[Any]:
 
         yield ask
     await server.stop()
+
+
+async def test_metrics_of_pools_tell_states_waits_and_pins(get: Any, sidecar_state: Sidecar) -> None:
+    waits = Histogram()
+    waits.observe(0.002)
+    pool = PoolView(
+        "10.0.0.1:5432",
+        "primary",
+        active=3,
+        idle=2,
+        connecting=1,
+        waiting=4,
+        limit=100,
+        cleaning=5,
+        longest_wait=1.5,
+        waits=waits,
+        connects=11,
+        connect_failures=6,
+        paused=True,
+        failing="no route",
+    )
+    stats = Stats()
+    stats.pins["listen"] += 1
+    stats.pins_total["listen"] += 2
+    sidecar_state.database = replace(sidecar_state.database, pools=(pool,), stats=stats)
+    _, text = await get("/metrics")
+    place = 'database="shop",role="primary",server="10.0.0.1:5432"'
+    for line in (
+        f'dualwire_pool_connections{{{place},state="cleaning"}} 5.0',
+        f"dualwire_pool_longest_wait_seconds{{{place}}} 1.5",
+        f"dualwire_pool_connects_total{{{place}}} 11.0",
+        f"dualwire_pool_connect_failures_total{{{place}}} 6.0",
+        f"dualwire_pool_paused{{{place}}} 1.0",
+        f"dualwire_pool_failing{{{place}}} 1.0",
+        f"dualwire_pool_wait_seconds_sum{{{place}}} 0.002",
+        'dualwire_pinned_sessions{database="shop",reason="listen"} 1.0',
+        'dualwire_pins_total{database="shop",reason="listen"} 2.0',
+    ):
+        assert _sorted(line) in {_sorted(told) for told in text.splitlines()}
+
+
+def _sorted(line: str) -> tuple[str, ...]:
+    """A metric's line whatever the order of its labels."""
+    name, _, rest = line.partition("{")
+    labels, _, value = rest.partition("}")
+    return (name, value, *sorted(labels.split(",")))
 
 
 async def test_health_is_the_process_alone(get: Any, sidecar_state: Sidecar) -> None:

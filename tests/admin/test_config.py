@@ -152,10 +152,31 @@ def test_a_bad_value_is_named_with_its_path(write: Write, line: str, where: str,
     assert complaint in error.message
 
 
-def test_transaction_pooling_is_named_as_not_available_yet(write: Write) -> None:
-    error = rejected(write(MINIMAL + 'pool_mode = "transaction"\n'))
-    assert "databases.shop.pool_mode" in error.message
-    assert "not available yet" in error.message
+def test_a_delay_of_zero_needs_no_unit_and_a_duration_cannot_be_zero(write: Write) -> None:
+    limits = load(
+        write(MINIMAL + "[limits]\nquery_wait_timeout = 0\nidle_transaction_timeout = '0'\n")
+    ).limits
+    assert (limits.query_wait_timeout, limits.idle_transaction_timeout) == (0.0, 0.0)
+    assert "limits.server_lifetime" in rejected(write(MINIMAL + "[limits]\nserver_lifetime = 0\n")).message
+
+
+def test_a_minimum_above_the_maximum_is_refused(write: Write) -> None:
+    error = rejected(write(MINIMAL + "pool_size = 2\nmin_pool_size = 3\n"))
+    assert "min_pool_size (3) is more than pool_size (2)" in error.message
+
+
+def test_sizes_and_timeouts_of_pools_change_live_and_the_mode_does_not(write: Write) -> None:
+    old = load(write(MINIMAL))
+    new = load(
+        write(
+            MINIMAL
+            + 'pool_mode = "transaction"\nmin_pool_size = 1\nreserve_pool_size = 2\nreserve_pool_timeout = "1s"\n'
+            "max_prepared_statements = 5\n[limits]\nserver_lifetime = '1min'\nserver_login_retry = '1s'\n"
+            "[admin]\nusers = ['boss']\nstats_users = ['viewer']\n"
+        )
+    )
+    assert [change.path for change in diff(old, new) if not change.live] == ["databases.shop.pool_mode"]
+    assert len(diff(old, new)) == 9
 
 
 def test_a_bad_connection_string_never_shows_its_password(write: Write) -> None:
