@@ -26,6 +26,7 @@ from rich.table import Table
 
 from migrator.cluster.cluster import client_program
 from migrator.cluster.embedded import free_port
+from proxy.build.state import describe
 from tests.conftest import Database, SidecarFactory
 
 SECONDS = int(os.environ.get("BENCH_SECONDS", "4"))
@@ -146,7 +147,9 @@ def test_select_only_pgbench_against_pgbouncer(
 
 def _report(figures: dict[tuple[str, int, str], list[Figure]], ways: list[str]) -> None:
     control = "pgbouncer" if "pgbouncer" in ways else "direct"
-    table = Table(title=f"pgbench -S, {ROUNDS} rounds of {SECONDS} s, medians; ratios to {control}")
+    table = Table(
+        title=f"pgbench -S, dualwire {describe()}, {ROUNDS} rounds of {SECONDS} s, medians; ratios to {control}"
+    )
     for heading in ("mode", "clients", "way", "tps", "CPU µs/query", f"tps / {control}", f"CPU / {control}"):
         table.add_column(heading, justify="left" if heading in ("mode", "way") else "right")
     for mode in MODES:
