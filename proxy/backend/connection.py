@@ -171,7 +171,8 @@ class ServerConnection(asyncio.Protocol):
         if self._transport is not None and not self.closed:
             self.closed = True
             self._owner = None
-            self._transport.write(m.TERMINATE_FRAME)
+            if not self._transport.is_closing():
+                self._transport.write(m.TERMINATE_FRAME)
             self._transport.close()
 
     def cancel(self) -> asyncio.Task[None]:

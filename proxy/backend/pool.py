@@ -34,10 +34,11 @@ from proxy.backend.stock import Member, ServerFacts, Stock
 from proxy.dsn import Dsn
 from proxy.stats import Histogram
 
+Work = Callable[[ServerConnection], Awaitable[bool]]
+"""What makes a connection ready for the next client; False if it cannot be."""
+
 TIMER_SLACK: Final = 0.002
 """Seconds; an event loop counts in milliseconds, and a timer that came early would find nothing to do."""
-Work = Callable[[ServerConnection], Awaitable[bool]]
-
 SPREAD: Final = 0.1
 """Share of a lifetime by which connections of one age differ, so that they do not all end at once."""
 

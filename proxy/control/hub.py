@@ -27,21 +27,10 @@ from typing import Literal
 
 from proxy.control.routing import EMPTY, Routing
 from proxy.rewrite.plan import Refusal
+from proxy.session.context import Term
 
 Waiter = Callable[[Refusal | None], None]
 Listener = Callable[[Routing], None]
-
-
-class Term:
-    """One epoch in use: how many batches are under way that were planned under it."""
-
-    __slots__ = ("active", "routing", "serial")
-
-    def __init__(self, routing: Routing, serial: int) -> None:
-        self.routing = routing
-        self.serial = serial
-        """Grows by one with each term of this process, whatever the epoch's counter does after a failover."""
-        self.active = 0
 
 
 @dataclass(slots=True)
@@ -66,10 +55,13 @@ class RoutingHub:
         "hold",
         "on_quiet",
         "parked_total",
+        "routing",
         "term",
     )
 
     def __init__(self) -> None:
+        self.routing: Routing = EMPTY
+        """The routing state that new batches act under."""
         self.term = Term(EMPTY, 0)
         self._earlier: list[Term] = []
         self.hold: HoldState | None = None
@@ -81,11 +73,6 @@ class RoutingHub:
         """Called when an earlier term was left by its last batch, or when the last toucher left during a hold."""
         self.parked_total = 0
 
-    @property
-    def routing(self) -> Routing:
-        """The routing state that new batches act under."""
-        return self.term.routing
-
     def listen(self, listener: Listener) -> None:
         """Call ``listener`` for every publication, before parked statements act under it."""
         self._listeners.append(listener)
@@ -94,7 +81,7 @@ class RoutingHub:
 
     def publish(self, routing: Routing) -> None:
         """Make a routing document the current one. The same epoch only replaces what is no write path."""
-        current = self.term.routing
+        current, self.routing = self.routing, routing
         if (routing.epoch, routing.epoch_id) == (current.epoch, current.epoch_id):
             self.term.routing = routing
         else:

@@ -56,8 +56,6 @@ class ClientConnection(asyncio.Protocol):
         self._lease_task: asyncio.Task[None] | None = None
         self._server_parameters: dict[str, str] = {}
         self._pool_key: Key = ()
-        self._told: dict[str, str] = {}
-        """The settings that the client was told of, as its last server reported them."""
         self._hurrying = False
         self._password: str | None = None
         self._gone = False
@@ -89,7 +87,7 @@ class ClientConnection(asyncio.Protocol):
             elif self.login is not None:
                 self.login.feed(data)
         except ProtocolViolation as exc:
-            self.fail("08P01", f"invalid message: {exc}")
+            self.fail("08P01", str(exc))
 
     def _hurry(self) -> None:
         self._hurrying = False
@@ -98,7 +96,7 @@ class ClientConnection(asyncio.Protocol):
             try:
                 session.hurry()
             except ProtocolViolation as exc:
-                self.fail("08P01", f"invalid message: {exc}")
+                self.fail("08P01", str(exc))
 
     def eof_received(self) -> bool:
         return False
@@ -187,7 +185,6 @@ class ClientConnection(asyncio.Protocol):
         self._password = password
         self._servers[Target.PRIMARY] = server
         self._pool_key = database.primary.key(parameters)
-        self._told = greeting.parameters
         number, self.key = self.sidecar.register(self, server.pid if server is not None else 0)
         self.session = Session(
             database.context(number, parameters, password),
@@ -362,9 +359,9 @@ class ClientConnection(asyncio.Protocol):
         server.attach(self)
         if self._choked:
             server.pause_reading()
-        told = self._told
+        told = session.reported
         if server.parameters is not told:
-            self._told = server.parameters
+            session.reported = server.parameters
             if server.parameters != told:
                 for name, value in server.parameters.items():
                     if told.get(name) != value:
@@ -430,11 +427,11 @@ class ClientConnection(asyncio.Protocol):
         self._servers[Target.REPLICA] = None
         database.replicas[session.reading.replica].give(server)
 
-    def reported(self, name: str, value: str) -> None:
-        """The leased connection has reported a setting, and the client heard it."""
+    def reported(self, parameters: dict[str, str]) -> None:
+        """The leased connection has reported a setting, and the client hears it."""
         server = self._servers[Target.PRIMARY]
         if server is not None:
-            server.parameters = self._told = {**server.parameters, name: value}
+            server.parameters = parameters
 
     def replica_ready(self, index: int) -> bool:
         """Whether the replica connection can be used now; if not, it is being connected or brought up to date."""

@@ -7,6 +7,7 @@ entries and in the length of a cached text; what is evicted is planned again.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import final
 
 from proxy.rewrite.model import Side, TableModel
 from proxy.rewrite.plan import Plan
@@ -20,6 +21,7 @@ MAX_ENTRIES = 5_000
 SearchPath = tuple[str, ...]
 
 
+@final
 class PlanBook:
     """Plans of one database under one term."""
 

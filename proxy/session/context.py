@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import final
 
 from proxy.rewrite.plan import Kind
 from proxy.session.book import PlanBook
@@ -26,14 +26,14 @@ class Books:
         self._serial = -1
         self._books: dict[bool, PlanBook] = {}
 
-    def get(self, term: Any, dual_write: bool) -> PlanBook:
+    def get(self, term: Term, dual_write: bool) -> PlanBook:
         """The book of that term; those of earlier terms are dropped."""
         if term.serial != self._serial:
             self._serial = term.serial
             self._books = {}
         book = self._books.get(dual_write)
         if book is None:
-            routing: RoutingView = term.routing
+            routing = term.routing
             book = PlanBook(
                 term.serial, tuple(routing.tables), routing.dual_write and dual_write, self._stats
             )
@@ -60,11 +60,26 @@ class Context:
         return self.books.get(self.hub.term, self.dual_write_enabled)
 
 
+@final
+class Term:
+    """One epoch in use: how many batches are under way that were planned under it."""
+
+    __slots__ = ("active", "routing", "serial")
+
+    def __init__(self, routing: RoutingView, serial: int) -> None:
+        self.routing = routing
+        self.serial = serial
+        """Grows by one with each term of this process, whatever the epoch's counter does after a failover."""
+        self.active = 0
+
+
+@final
 class Flight:
     """A batch whose ReadyForQuery has not come yet."""
 
     __slots__ = (
         "back",
+        "books",
         "control",
         "copy_over",
         "failed",
@@ -81,7 +96,7 @@ class Flight:
         "unparsed",
     )
 
-    def __init__(self, term: Any, target: Target, started: float, frames: list[bytes] | None = None) -> None:
+    def __init__(self, term: Term, target: Target, started: float, frames: list[bytes] | None = None) -> None:
         self.term = term
         self.target = target
         self.started = started
@@ -99,6 +114,8 @@ class Flight:
         self.unparsed = False
         self.frees: tuple[str, ...] = ()
         """The pins that end if it succeeds, outside of a transaction."""
+        self.books = False
+        """It gives names to statements, or takes them away."""
         self.copy_over = False
         """COPY data was sent to its end before the server had asked for any."""
         self.keep_sync = False

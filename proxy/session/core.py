@@ -16,33 +16,36 @@ port when a batch is about to be sent, and gives it back when the transaction is
 from __future__ import annotations
 
 from collections import deque
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Final, Literal, final
 
 from proxy.rewrite.plan import Kind, Plan, Refusal
-from proxy.session.context import Context, Flight
+from proxy.session.context import Context, Flight, Term
 from proxy.session.cure import Cure
 from proxy.session.databases import wanted_alone
 from proxy.session.effects import FAILED, IDLE, Effects
-from proxy.session.harmless import harmless
+from proxy.session.fast import harmless_batch, pass_own, pass_shared
 from proxy.session.listener import ServerReplies
-from proxy.session.outbox import PLAIN, Outbox, discards_all, renamed
+from proxy.session.outbox import PLAIN, Outbox, discards_all
 from proxy.session.ports import Port, Target, Verdict
 from proxy.session.reading import Reading
 from proxy.session.replies import PLAIN_BIND, PLAIN_DESCRIBE, PLAIN_EXECUTE, PLAIN_SYNC, Reply, ReplyQueue
 from proxy.session.settings import DEFAULT_SEARCH_PATH, SessionSettings
 from proxy.session.spoken import Spoken
-from proxy.session.statements import Statement
 from proxy.session.work import Item, Scope, Work, study
 from proxy.wire import messages as m
 from proxy.wire.framing import Framer
 
-MAX_BATCH = 1 << 16
+MAX_BATCH: Final = 65_536
 """Bytes of an unfinished batch that are held back before it is decided as it stands."""
-_ENDS = frozenset((m.QUERY, m.SYNC, m.FUNCTION_CALL))
-_LEAVES = frozenset((Kind.COMMIT, Kind.ROLLBACK, Kind.SAVEPOINT))
-_CANCELLED = m.error_response("57014", "canceling statement due to user request")
+_ENDS: Final = (m.QUERY, m.SYNC, m.FUNCTION_CALL)
+_COPY: Final = (m.COPY_DATA, m.COPY_DONE, m.COPY_FAIL)
+_LEAVES: Final = frozenset((Kind.COMMIT, Kind.ROLLBACK, Kind.SAVEPOINT))
+_FORGETFUL: Final = frozenset((Kind.SESSION, Kind.UNPARSED))
+_CANCELLED: Final = m.error_response("57014", "canceling statement due to user request")
 
 
+@final
 class Session:
     """See the module's docstring. ``version`` is what the client asked for: a version's name or ``auto``."""
 
@@ -69,10 +72,7 @@ class Session:
         """Whether the primary connection is at hand."""
         self.outbox = Outbox(context.stats, context.names)
         self.effects = Effects(self.settings, context.stats, self.shared)
-        self.queues = (
-            ReplyQueue(ServerReplies(self, Target.PRIMARY)),
-            ReplyQueue(ServerReplies(self, Target.REPLICA)),
-        )
+        self.queues: list[ReplyQueue] = [ReplyQueue(ServerReplies(self, target)) for target in Target]
         self.target = Target.PRIMARY
         self.reading = Reading(context.reads, self.settings, user)
         self.flights: deque[Flight] = deque()
@@ -86,10 +86,15 @@ class Session:
         self.touching = False
         self.idle_since = 0.0
         """When the client was last answered, while it has a transaction open (seconds of ``context.clock``)."""
-        self._cure = Cure(self, self.outbox)
-        self._quiet = False
+        self.cure = Cure(self, self.outbox)
+        self.reported = parameters
+        """The settings that the client was told of; never changed in place."""
+        self._lease_began = (self.reported, self.settings.applied)
+        self.abandoned = False
+        """The client is gone."""
+        self.quiet = False
         """The client has heard nothing since the batch under way was sent."""
-        self._open: Flight | None = None
+        self.open_flight: Flight | None = None
         self._framer = Framer(limit=max_message)
         self._batch: list[bytes] = []
         self._batch_bytes = 0
@@ -108,7 +113,7 @@ class Session:
 
     def _on_frame(self, frame: bytes) -> None:
         kind = frame[0]
-        if kind in (m.COPY_DATA, m.COPY_DONE, m.COPY_FAIL):
+        if kind in _COPY:
             if self._batch:
                 self._complete()
             if self._ready:
@@ -122,7 +127,7 @@ class Session:
                 # The server has two errors to say about that.
                 self.port.to_server(self.target, frame)
                 return
-            self.leaving = self._open is None
+            self.leaving = self.open_flight is None
             if self.drained or not self.leaving:
                 self.port.finish()
             return
@@ -157,7 +162,7 @@ class Session:
             else:
                 flight = self.flights[-1]
                 flight.copy_over = True
-                flight.keep_sync = flight is self._open
+                flight.keep_sync = flight is self.open_flight
 
     def _complete(self) -> None:
         self._ready.append(self._batch)
@@ -172,7 +177,7 @@ class Session:
                 sent = self._dispatch(frames)
             except m.ProtocolViolation:
                 # A message whose body cannot be read: what is wrong with it, the server says best.
-                if self._open is not None or frames[-1][0] not in (m.QUERY, m.SYNC):
+                if self.open_flight is not None or frames[-1][0] not in (m.QUERY, m.SYNC):
                     raise
                 sent = self._send_raw(frames)
             if sent and self._ready:
@@ -184,7 +189,7 @@ class Session:
         try:
             self._pump()
         except m.ProtocolViolation as exc:
-            self.port.fail("08P01", f"invalid message: {exc}")
+            self.port.fail("08P01", str(exc))
 
     @property
     def drained(self) -> bool:
@@ -209,25 +214,28 @@ class Session:
         spoken = self.spoken
         if not spoken.settled(term.routing):
             spoken.follow(term.routing, self._between_transactions)
-        if frames[0][0] in (m.COPY_DATA, m.COPY_DONE, m.COPY_FAIL):
+        if frames[0][0] in _COPY:
             self._send_copy(frames[0][0], frames[0])
             return True
+        if self.shared and self.flights and self._in_doubt(frames):
+            self.blocked = "drain"
+            return False
         if (
             not term.routing.tables
             and not context.reads.enabled
             and spoken.refusal is None
-            and self._open is None
+            and self.open_flight is None
             and not (spoken.changed and self._still_mixed())
         ):
             if not self.shared:
-                if not self.outbox.prepared[Target.PRIMARY].rewritten and self._pass(frames, term):
+                if not self.outbox.prepared[0].rewritten and pass_own(self, frames, term):
                     return True
-            elif not self.effects.busy and _harmless(frames, self.outbox.statements):
+            elif not self.effects.busy and harmless_batch(frames, self.outbox.statements):
                 if not self.leased and not self._lease():
                     return False
-                if self._pass_shared(frames, term):
+                if pass_shared(self, frames, term):
                     return True
-        if self._open is None and any(flight.settings for flight in self.flights):
+        if self.open_flight is None and any(flight.settings for flight in self.flights):
             # A name may mean another table once the setting before it has taken effect.
             self.blocked = "drain"
             return False
@@ -275,6 +283,7 @@ class Session:
         """Get a primary connection, now or later (``on_leased``)."""
         if self.port.lease():
             self.leased = True
+            self._lease_began = (self.reported, self.settings.applied)
             return True
         self.blocked = "lease"
         return False
@@ -284,6 +293,7 @@ class Session:
         if self.closed:
             return
         self.leased = True
+        self._lease_began = (self.reported, self.settings.applied)
         if self.blocked == "lease":
             self._resume()
         self._settle_lease()
@@ -299,18 +309,44 @@ class Session:
             and self.blocked != "cure"
             and not self.closed
         ):
+            reported, applied = self._lease_began
+            if (
+                self.reported is not reported
+                and self.settings.applied is applied
+                and self.reported != reported
+            ):
+                # Something was set where it could not be seen, in a function perhaps.
+                self.effects.lose()
+                return
             self.leased = False
             dirty, self.effects.dirty = self.effects.dirty, False
             self.port.release(dirty)
 
     def cancel_waiting(self) -> bool:
-        """The client cancels a batch that waits for a server connection; False if that is not what it waits for."""
-        if self.blocked != "lease" or self.flights or self._ready[0][-1][0] not in _ENDS:
+        """The client cancels a batch that waits outside of a transaction and was not sent; False if there is none."""
+        if (
+            self.blocked not in ("lease", "hold", "probe")
+            or self.flights
+            or self.status != IDLE
+            or self._ready[0][-1][0] not in _ENDS
+        ):
             return False
+        if self.blocked == "hold":
+            self.context.hub.unpark(self._on_release)
+            self.context.stats.parked -= 1
         self._ready.popleft()
         self.port.to_client(_CANCELLED + m.ready_for_query(b"I"))
         self._resume()
         return True
+
+    def _in_doubt(self, frames: list[bytes]) -> bool:
+        """Whether a batch names a statement, while it is open which names there are: a server's answer will tell.
+
+        On a server of its own the client's names mean there what they mean here, and the server sorts it out.
+        """
+        return any(flight.books for flight in self.flights if flight is not self.open_flight) and any(
+            _names_statement(frame) for frame in frames
+        )
 
     def _still_mixed(self) -> bool:
         """Whether there are statements of a version that the session speaks no longer; each must be looked at."""
@@ -367,92 +403,6 @@ class Session:
 
     # -- sending ---------------------------------------------------------------------------------------------------
 
-    def _pass(self, frames: list[bytes], term: Any) -> bool:
-        """The fast path: no rule can touch the batch, so its bytes go through as they are. False if not possible."""
-        last = frames[-1]
-        end = last[0]
-        if end not in _ENDS or (end == m.FUNCTION_CALL and len(frames) > 1):
-            return False
-        prepared = self.outbox.prepared[Target.PRIMARY]
-        queries = 0
-        for frame in frames:
-            kind = frame[0]
-            if kind == m.PARSE:
-                if frame[5:6] != b"\0":
-                    return False
-                self.outbox.statements[b""] = statement = Statement(frame, self.spoken.version)
-                prepared.texts[b""] = statement.sent
-            elif kind == m.CLOSE:
-                return False
-            elif kind == m.DESCRIBE:
-                # What the client is told of a named statement is kept in mind, see ``proxy.session.cure``.
-                if frame[5:6] == b"S" and len(frame) > 7:
-                    return False
-            elif kind == m.EXECUTE:
-                queries += 1
-        # Settings and temporary relations are not followed here; should replicas be switched on, not for this session.
-        self.settings.unknown = True
-        flight = self._fly(frames, term)
-        if end == m.QUERY:
-            queries = 1
-            if len(last) > 5 and last[5] in b"dDaAcC \t\n\r/-":
-                self._forget(last[5:-1], flight)
-                self._make_way(last[5:-1])
-        self.context.stats.queries += queries
-        self.queues[Target.PRIMARY].expect(PLAIN[end])
-        self.port.to_server(Target.PRIMARY, last if len(frames) == 1 else b"".join(frames))
-        return True
-
-    def _pass_shared(self, frames: list[bytes], term: Any) -> bool:
-        """The fast path on a shared server, for batches that leave nothing behind. False if it has not all it needs."""
-        outbox = self.outbox
-        prepared = outbox.prepared[Target.PRIMARY]
-        if prepared.rewritten:
-            return False
-        last = frames[-1]
-        end = last[0]
-        queries = 0
-        if end == m.QUERY:
-            queries = 1
-            prepared.texts.pop(b"", None)
-            outbox.statements.pop(b"", None)
-        else:
-            names = outbox.names
-            assert names is not None
-            out: list[bytes] = []
-            fresh: Statement | None = None
-            for frame in frames:
-                kind = frame[0]
-                if kind == m.PARSE:
-                    fresh = Statement(frame, self.spoken.version)
-                elif kind == m.BIND:
-                    name = m.read_bind_names(frame)[1]
-                    statement = fresh if fresh is not None and not name else outbox.statements.get(name)
-                    if statement is None:
-                        return False
-                    if name:
-                        if not statement.wire_name:
-                            statement.wire_name = names.name(statement.sent)
-                        name = statement.wire_name
-                        if name not in prepared.texts:
-                            return False
-                        prepared.used(name)
-                        frame = renamed(frame, name)
-                    elif statement is not fresh and prepared.texts.get(b"") != statement.sent:
-                        return False
-                elif kind == m.EXECUTE:
-                    queries += 1
-                out.append(frame)
-            if fresh is not None:
-                outbox.statements[b""] = fresh
-                prepared.texts[b""] = fresh.sent
-            last = b"".join(out)
-        self._fly(frames, term)
-        self.context.stats.queries += queries
-        self.queues[Target.PRIMARY].expect(PLAIN[end])
-        self.port.to_server(Target.PRIMARY, last)
-        return True
-
     def _send_raw(self, frames: list[bytes]) -> bool:
         """Send a batch to the primary as it is; False if it must wait."""
         if self.flights and self.target is not Target.PRIMARY:
@@ -460,32 +410,32 @@ class Session:
             return False
         if not self.leased and not self._lease():
             return False
-        self._fly(frames, self.context.hub.term)
+        self.fly(frames, self.context.hub.term)
         self.queues[Target.PRIMARY].expect(PLAIN[frames[-1][0]])
         self.port.to_server(Target.PRIMARY, b"".join(frames))
         return True
 
-    def _fly(self, frames: list[bytes], term: Any) -> Flight:
+    def fly(self, frames: list[bytes], term: Term) -> Flight:
         """A batch is about to be sent to the primary on the fast path."""
         flight = Flight(term, Target.PRIMARY, self.context.clock(), frames)
         term.active += 1
-        self._quiet = not self.flights
+        self.quiet = not self.flights
         self.flights.append(flight)
         self.target = Target.PRIMARY
         return flight
 
-    def _send(self, frames: list[bytes], work: Work, target: Target, term: Any) -> None:
+    def _send(self, frames: list[bytes], work: Work, target: Target, term: Term) -> None:
         context = self.context
-        flight = self._open
+        flight = self.open_flight
         if flight is None:
             flight = Flight(term, target, context.clock(), frames)
             term.active += 1
-            self._quiet = not self.flights
+            self.quiet = not self.flights
             self.flights.append(flight)
         else:
             flight.frames = None
         last = work.items[-1].kind
-        self._open = None if last in _ENDS else flight
+        self.open_flight = None if last in _ENDS else flight
         self.target = target
         if work.touches and not self.touching:
             self.touching = True
@@ -498,10 +448,20 @@ class Session:
             and not any(plan.kind in _LEAVES for plan in work.plans)
         )
         self.outbox.batch += 1
+        flight.books = flight.books or any(
+            item.kind in (m.PARSE, m.CLOSE) and item.name != b"" for item in work.items
+        )
         for item in work.items:
             entry = self.outbox.emit(item, target, out, entries, failed)
             if item.plan is not None:
                 self._note(item, item.plan, flight)
+            ran = item if item.kind == m.QUERY else item.runs
+            if ran is not None and ran.plan is not None and ran.plan.kind in _FORGETFUL:
+                undo = self.forget(ran.text, flight)
+                if undo is not None and item.kind == m.EXECUTE:
+                    entry = Reply(m.EXECUTE, undo=undo)
+                elif undo is not None:
+                    flight.undo.append(undo)
             if entry is not None:
                 entries.append(entry)
         if (
@@ -510,20 +470,19 @@ class Session:
             and all(entry in (PLAIN_BIND, PLAIN_EXECUTE, PLAIN_DESCRIBE, PLAIN_SYNC) for entry in entries)
         ):
             entries = [PLAIN_SYNC]
-        queue = self.queues[target]
-        for entry in entries:
-            queue.expect(entry)
+        self.queues[target].expect_all(entries)
         self.port.to_server(target, out[0] if len(out) == 1 else b"".join(out))
 
-    def _forget(self, text: bytes, flight: Flight) -> None:
-        """Follow an SQL DEALLOCATE or DISCARD."""
+    def forget(self, text: bytes, flight: Flight) -> Callable[[], None] | None:
+        """Follow an SQL DEALLOCATE or DISCARD; what brings back what was forgotten, should it fail."""
         undo = self.outbox.forget(text)
         if undo is not None:
-            flight.undo.append(undo)
+            flight.books = True
             if discards_all(text):
                 self.effects.discarded(flight)
+        return undo
 
-    def _make_way(self, text: bytes) -> None:
+    def make_way(self, text: bytes) -> None:
         """A statement may need a database for itself."""
         name = wanted_alone(text)
         if name is not None:
@@ -544,10 +503,8 @@ class Session:
             elif plan.guarded:
                 stats.guarded += 1
             self.effects.note(item.text, plan, flight)
-            if plan.kind in (Kind.SESSION, Kind.UNPARSED):
-                self._forget(item.text, flight)
-            elif plan.kind in (Kind.DDL, Kind.WRITE) and plan.statements == 1:
-                self._make_way(item.text)
+            if plan.kind in (Kind.DDL, Kind.WRITE) and plan.statements == 1:
+                self.make_way(item.text)
             if plan.temp_relations:
                 self.settings.temp |= frozenset(plan.temp_relations)
 
@@ -563,117 +520,27 @@ class Session:
             if unasked:
                 break
             stats.bytes_to_clients += len(chunk)
-            self._quiet = False
+            self.quiet = False
             self.port.to_client(chunk)
-        if self._cure.due:
-            self._cure.proceed()
+        if self.cure.due:
+            self.cure.proceed()
+        if self.leaving and self.copying:
+            # It has said goodbye instead of sending data; the server has two errors to say about that.
+            self.copying = False
+            self.port.to_server(target, m.TERMINATE_FRAME)
         if self.leaving and self.drained:
             self.port.finish()
-        if self.blocked == "drain" and (not self.flights or self._open is not None):
+        if self.blocked == "drain" and (not self.flights or self.open_flight is not None):
             self._resume()
         if self.shared and not self.flights:
             self._settle_lease()
             if target:
                 self.port.release_replica()
 
-    def on_ready(self, target: Target, status: int) -> None:
-        """A batch was answered in full."""
-        context = self.context
-        flight = self.flights.popleft()
-        context.hub.leave(flight.term)
-        context.stats.latency.observe(context.clock() - flight.started)
-        self.copying = False
-        if flight.undo and flight.failed:
-            for undo in flight.undo:
-                undo()
-        if target is Target.PRIMARY:
-            if flight.noted or self.effects.pending:
-                self.effects.settle(flight, self.status, status)
-            if (status == IDLE) != (self.status == IDLE):
-                context.stats.transactions_open += 1 if self.status == IDLE else -1
-            self.status = status
-            if status != IDLE:
-                self.idle_since = context.clock()
-            self.reading.answered()
-        if status == IDLE and self.touching and not self.flights:
-            self.touching = False
-            context.hub.untouch()
-
-    def on_copy_in(self, simple: bool) -> int:
-        """The server waits for COPY data; the number of Syncs sent before its end, which the server swallows.
-
-        The batches of those Syncs become one with the batch that copies.
-        """
-        flights = self.flights
-        if not flights:
-            return 0
-        last = len(flights) - 1
-        self.copying = True
-        for index, flight in enumerate(flights):
-            if flight.copy_over:
-                last, self.copying = index, False
-                break
-        # Whether the last of them goes on behind the data.
-        goes_on = flights[last] is self._open if self.copying else flights[last].keep_sync
-        first = flights.popleft()
-        for index in range(last):
-            if simple and goes_on and index == last - 1:
-                break
-            self._merge(first)
-        swallowed = last
-        if goes_on:
-            swallowed -= simple and last > 0
-        elif not simple:
-            swallowed += 1
-            if flights:
-                # The Sync that ends it was sent already.
-                self._merge(first)
-            else:
-                self._open = first
-        flights.appendleft(first)
-        return swallowed
-
-    def _merge(self, first: Flight) -> None:
-        """The batch behind ``first`` becomes a part of it."""
-        flight = self.flights.popleft()
-        self.context.hub.leave(flight.term)
-        if self._open is flight:
-            self._open = first
-
-    def on_error(self, target: Target, message: bytes, quiet: bool) -> bytes | None:
-        """A server answered with an error; what the client gets instead, None for the error itself."""
-        if target is Target.REPLICA and not len(self.queues[target]):
-            return None
-        if self._cure.asked:
-            return b""
-        if (
-            quiet
-            and self._quiet
-            and self.status == IDLE
-            and len(self.flights) == 1
-            and self._open is None
-            and not self._ready
-            and self._cure.wants(message, self.flights[0])
-        ):
-            self.blocked = "cure"
-            return b""
-        self.context.stats.errors += 1
-        self.saw_fatal = self.saw_fatal or b"VFATAL\0" in message[:64]
-        self.copying = False
-        if self.flights:
-            self.flights[0].failed = True
-        localized = self.outbox.localized(message, self.flights[0].frames if self.flights else None)
-        return None if localized is message else localized
-
-    def on_skipped_ready(self, target: Target) -> None:
-        """What the client does not hear of is over."""
-        flight = self.flights.popleft()
-        self.context.hub.leave(flight.term)
-        if flight.noted:
-            flight.failed = True
-            self.effects.settle(flight, IDLE, IDLE)
-        self.queues[target].hush = False
-        self._cure.answered()
+    @property
+    def alone(self) -> bool:
+        """Whether the batch under way is the only one that the client has sent."""
+        return len(self.flights) == 1 and self.open_flight is None and not self._ready
 
     def ask(self, target: Target, requests: bytes, entries: list[Reply]) -> None:
         """Send a batch of our own, of which the client hears nothing."""
@@ -682,13 +549,13 @@ class Session:
         self.flights.append(Flight(term, target, self.context.clock()))
         queue = self.queues[target]
         queue.hush = True
-        for entry in entries:
-            queue.expect(entry)
+        queue.expect_all(entries)
         self.port.to_server(target, requests)
 
     def repeat(self, frames: list[bytes]) -> None:
         """Decide and send a batch once more, before anything that came after it."""
-        self._ready.appendleft(frames)
+        if not self.abandoned:
+            self._ready.appendleft(frames)
         self._resume()
 
     def give_up(self, error: bytes) -> None:
@@ -696,25 +563,6 @@ class Session:
         self.context.stats.errors += 1
         self.port.to_client(error + m.ready_for_query(b"I"))
         self._resume()
-
-    def on_skipped(self) -> None:
-        """A server discards the Query that ended a batch: its batch goes on until the next Sync."""
-        if len(self.flights) > 1:
-            self.context.hub.leave(self.flights.popleft().term)
-            self.flights[0].failed = True
-        else:
-            self._open = self.flights[0]
-
-    def on_notification(self) -> None:
-        """What the client hears of may not be on a replica yet."""
-        self.reading.heard()
-
-    def on_parameter(self, target: Target, name: str, value: str) -> None:
-        """A reported setting changed."""
-        if target is Target.PRIMARY:
-            self.settings.report(name, value)
-            if self.shared:
-                self.port.reported(name, value)
 
     def replica_gone(self) -> None:
         """The replica connection was lost or given up while nothing was in flight on it."""
@@ -732,10 +580,11 @@ class Session:
     @property
     def unended(self) -> bool:
         """Whether a server has requests of a batch whose end the client has not sent."""
-        return self._open is not None
+        return self.open_flight is not None
 
     def abandon(self) -> None:
         """The client is gone while requests are under way; the shell has sent one more Sync."""
+        self.abandoned = True
         self._ready.clear()
         self._batch.clear()
         self.copying = False
@@ -775,24 +624,13 @@ class Session:
         return self.status == IDLE and not self.flights and not len(self.queues[Target.PRIMARY])
 
 
-def _harmless(frames: list[bytes], statements: dict[bytes, Statement]) -> bool:
-    """Whether a batch leaves nothing behind on a shared server and asks for nothing that has to be translated."""
-    last = frames[-1]
-    if last[0] == m.QUERY:
-        return len(frames) == 1 and harmless(last[5:-1])
-    if last[0] != m.SYNC:
-        return False
-    for frame in frames:
-        kind = frame[0]
-        if kind == m.PARSE:
-            if frame[5:6] != b"\0" or not harmless(m.cstring(frame, m.HEADER + 1)[0]):
-                return False
-        elif kind == m.BIND:
-            name = m.read_bind_names(frame)[1]
-            if name:
-                statement = statements.get(name)
-                if statement is None or not statement.harmless:
-                    return False
-        elif kind == m.CLOSE or (kind == m.DESCRIBE and frame[5:6] == b"S"):
-            return False
-    return True
+def _names_statement(frame: bytes) -> bool:
+    """Whether a message has to do with a named statement."""
+    kind = frame[0]
+    if kind == m.BIND:
+        return m.read_bind_names(frame)[1] != b""
+    if kind == m.PARSE:
+        return frame[5:6] != b"\0"
+    if kind in (m.DESCRIBE, m.CLOSE):
+        return frame[5:6] == b"S" and len(frame) > 7
+    return kind == m.QUERY and frame[5:6] in b"dDeE \t\r\n/-"

@@ -1,16 +1,16 @@
 """Statements that a server cannot run as they were prepared are prepared anew, unseen by the client.
 
-After DDL a server refuses an earlier prepared statement with 0A000 "cached plan must not change result type"; on a server
-that is shared by transactions somebody may have deallocated what we prepared (26000). Contract: a batch is repeated once,
-if it began outside of a transaction, if it is the only one under way, and if the client has heard nothing of it yet:
-then the error has undone whatever the batch did, and nobody can tell. A statement that the client has Described as a
-statement is described again first: if its columns are not what the client was told, the error is the client's, because
-drivers decode rows by the description that they have (DESIGN.md, section 6).
+After DDL a server refuses an earlier prepared statement with 0A000 "cached plan must not change result type"; on a
+server that is shared by transactions somebody may have deallocated what we prepared (26000). Contract: a batch is
+repeated once, if it began outside of a transaction, if it is the only one under way, and if the client has heard nothing
+of it yet: then the error has undone whatever the batch did, and nobody can tell. A statement that the client has
+Described as a statement is described again first: if its columns are not what the client was told, the error is the
+client's, because drivers decode rows by the description that they have.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, final
 
 from proxy.session.context import Flight
 from proxy.session.outbox import Outbox
@@ -30,6 +30,7 @@ _MISSING = b"\0C26000\0"
 _CHECK = b"dualwire_check"
 
 
+@final
 class Cure:
     """The repetition of one session's batches; see the module's docstring."""
 
@@ -86,18 +87,27 @@ class Cure:
         return True
 
     def _bound(self, frames: list[bytes]) -> list[Statement]:
-        """The statements that the batch binds and did not parse itself."""
+        """The statements that the batch uses and that the server had before it."""
         found: list[Statement] = []
         parsed: set[bytes] = set()
+        shared = self._outbox.names is not None
         for frame in frames:
-            if frame[0] == m.PARSE:
+            if frame[0] == m.PARSE and not shared:
                 parsed.add(m.cstring(frame, m.HEADER)[0])
-            elif frame[0] == m.BIND:
-                name = m.read_bind_names(frame)[1]
+            elif frame[0] == m.BIND or (frame[0] == m.DESCRIBE and frame[5:6] == b"S"):
+                name = m.read_bind_names(frame)[1] if frame[0] == m.BIND else m.read_target(frame)[1]
                 statement = self._outbox.statements.get(name)
-                if statement is not None and name not in parsed:
+                if statement is not None and name not in parsed and statement not in found:
                     found.append(statement)
         return found
+
+    def outdated(self, message: bytes, frames: list[bytes] | None) -> None:
+        """An error goes to the client: what it says is out of date on shared servers is not used there again."""
+        names = self._outbox.names
+        if names is not None and frames is not None and _CHANGED in message and _ROUTINE in message:
+            for statement in self._bound(frames):
+                names.renew(statement.sent, statement.wire_name)
+                statement.wire_name = b""
 
     def answered(self) -> None:
         """The ReadyForQuery came that ends what the client does not hear of."""
@@ -143,14 +153,23 @@ class Cure:
     def _finish(self, prepared: Prepared, same: bool) -> None:
         self._stage = ""
         if not same:
+            self.outdated(self._error, self._frames)
             self._session.give_up(self._error)
             return
         if _MISSING in self._error:
             prepared.clear()
-        names = self._outbox.names
-        for name, statement in self._outbox.statements.items():
+        names, book = self._outbox.names, self._outbox.statements
+        for name, statement in book.items():
             if statement in self._statements:
-                prepared.distrust(names.name(statement.sent) if names is not None and name else name)
+                if name and names is not None:
+                    names.renew(statement.sent, statement.wire_name)
+                    statement.wire_name = b""
+                else:
+                    prepared.distrust(name)
+        for frame in self._frames:
+            if frame[0] == m.PARSE:
+                # It was answered, but unheard: it is new again.
+                book.pop(m.cstring(frame, m.HEADER)[0], None)
         self._session.repeat(self._frames)
 
 

@@ -1,7 +1,7 @@
 """Statements that need a database to themselves: PostgreSQL refuses them while anybody is connected to it.
 
-A sidecar keeps connections of its own to each database that it serves; the server waits five seconds for others to leave
-before it refuses, which is time enough to give up the idle ones.
+A sidecar keeps connections of its own to each database that it serves; the server waits five seconds for others to
+leave before it refuses, which is time enough to give up the idle ones.
 """
 
 from __future__ import annotations

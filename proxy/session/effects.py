@@ -3,21 +3,24 @@
 Contract: :meth:`Effects.note` is told of every statement that is sent and may leave something behind,
 :meth:`Effects.settle` of every answered batch. What was set inside a transaction takes effect when that commits and not
 if it rolls back; whatever cannot be followed with certainty makes the session's settings *unknown*: it reads from the
-primary then, and on shared servers (transaction mode) it is *pinned* to the one it has. A pinned session keeps its server
-until it ends, or until ``DISCARD ALL`` (for some reasons less) frees it; then the server is reset before its next use.
+primary then, and on shared servers (transaction mode) it is *pinned* to the one it has. A pinned session keeps its
+server until it ends, or until ``DISCARD ALL`` (for some reasons less) frees it.
 """
 
 from __future__ import annotations
 
 import re
+from typing import Final, final
 
 from proxy.rewrite.plan import Kind, Plan
 from proxy.session.context import Flight
 from proxy.session.settings import DISCARDED, SessionSettings, Setting, divides, sets_as_one
 from proxy.stats import Stats
 
-IDLE, IN_TRANSACTION, FAILED = b"ITE"
-_CONTROL = frozenset((Kind.BEGIN, Kind.COMMIT, Kind.ROLLBACK, Kind.SAVEPOINT))
+IDLE: Final = 0x49
+IN_TRANSACTION: Final = 0x54
+FAILED: Final = 0x45
+_CONTROL: Final = frozenset((Kind.BEGIN, Kind.COMMIT, Kind.ROLLBACK, Kind.SAVEPOINT))
 _BACK = re.compile(rb"\b(?:ROLLBACK|ABORT)\b", re.IGNORECASE)
 _SPACE = re.compile(rb"\s+")
 _REASONS: tuple[tuple[str, re.Pattern[bytes]], ...] = tuple(
@@ -45,6 +48,7 @@ _FREES: tuple[tuple[str, re.Pattern[bytes]], ...] = tuple(
 _UNSEEN = re.compile(_START + rb"(?:DO|CALL)\b", re.IGNORECASE | re.DOTALL)
 
 
+@final
 class Effects:
     """See the module's docstring. ``shared``: servers are shared by transactions, so that pins matter."""
 

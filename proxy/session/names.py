@@ -9,6 +9,7 @@ forgets gets a new one, and servers drop what they have not used for longest (``
 from __future__ import annotations
 
 import secrets
+from typing import final
 
 from proxy.session.statements import Sent
 
@@ -16,6 +17,7 @@ MAX_NAMES = 20_000
 """Texts whose names are remembered."""
 
 
+@final
 class StatementNames:
     """See the module's docstring. ``limit`` is how many named statements one server connection may hold."""
 
@@ -32,6 +34,11 @@ class StatementNames:
 
     def __len__(self) -> int:
         return len(self._names)
+
+    def renew(self, sent: Sent, name: bytes) -> None:
+        """What servers have under this name is out of date: whoever prepares the text from now on gets another name."""
+        if self._names.get(sent) == name:
+            del self._names[sent]
 
     def name(self, sent: Sent) -> bytes:
         """The server name of a text with these parameter types."""

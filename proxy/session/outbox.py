@@ -16,6 +16,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable
+from typing import final
 
 from proxy.rewrite.plan import Kind, Plan, Refusal
 from proxy.session.names import StatementNames
@@ -55,9 +56,9 @@ PLAIN = {
 
 
 _CLOSE_NOTHING = m.frame(m.CLOSE, b"Pdualwire_nothing\0")
-_TAKEN = (b"", ())
 
 
+@final
 class Outbox:
     """See the module's docstring."""
 
@@ -101,6 +102,15 @@ class Outbox:
             return PLAIN_BIND if kind == m.BIND else Reply(m.DESCRIBE, capture=item.statement.hear)
         if kind == m.CLOSE:
             return self._emit_close(item, target, out)
+        if (
+            self.names is not None
+            and (kind == m.BIND or (kind == m.DESCRIBE and item.frame[5:6] == b"S"))
+            and not item.name
+        ):
+            # The client has none, but somebody else may have left one there.
+            out.append(m.close_statement(b""))
+            entries.append(Reply(m.CLOSE, Mode.SKIP))
+            self.prepared[target].drop(b"")
         out.append(item.frame)
         return PLAIN.get(kind)
 
@@ -108,15 +118,32 @@ class Outbox:
         plan = item.plan
         assert plan is not None
         self._stats.queries += plan.statements
-        self.statements.pop(b"", None)
-        for prepared in self.prepared:
-            prepared.drop(b"")
+        undo = self._end_unnamed()
         if not plan.rewritten:
             text = self._deallocation(item.text, plan, out, entries, failed)
             out.append(item.frame if text is None else m.query(text))
-            return PLAIN_QUERY
+            return PLAIN_QUERY if undo is None else Reply(m.QUERY, undo=undo)
         out.append(m.query(plan.text))
-        return Reply(m.QUERY, edits=functools.partial(_map_position, plan, item.frame[5:-1]))
+        return Reply(m.QUERY, undo=undo, edits=functools.partial(_map_position, plan, item.frame[5:-1]))
+
+    def _end_unnamed(self) -> Callable[[], None] | None:
+        """A simple Query ends the unnamed statement; what brings it back if the server skips the Query."""
+        statement = self.statements.pop(b"", None)
+        sent = [prepared.texts.get(b"") for prepared in self.prepared]
+        for prepared in self.prepared:
+            prepared.drop(b"")
+        if statement is None and not any(sent):
+            return None
+        servers = list(self.prepared)
+
+        def undo() -> None:
+            if statement is not None:
+                self.statements[b""] = statement
+            for prepared, text in zip(servers, sent, strict=True):
+                if text is not None:
+                    prepared.put(b"", text, False)
+
+        return undo
 
     def _deallocation(
         self, text: bytes, plan: Plan, out: list[bytes], entries: list[Reply], failed: bool
@@ -129,15 +156,12 @@ class Outbox:
         if not name or name not in self.statements:
             return None
         self._make_taken(names, out, entries)
-        self.prepared[Target.PRIMARY].drop(names.taken)
         return b"DEALLOCATE " + names.taken
 
     def _make_taken(self, names: StatementNames, out: list[bytes], entries: list[Reply]) -> None:
-        prepared = self.prepared[Target.PRIMARY]
-        if names.taken not in prepared.texts:
-            out.append(m.parse(names.taken, b"", ()))
-            entries.append(SKIPPED_PARSE)
-            prepared.put(names.taken, _TAKEN, False)
+        """See to it that the server knows that name, whatever it knew before."""
+        out += (m.close_statement(names.taken), m.parse(names.taken, b"", ()))
+        entries += (Reply(m.CLOSE, Mode.SKIP), SKIPPED_PARSE)
 
     def _emit_parse(
         self, item: Item, target: Target, out: list[bytes], entries: list[Reply], failed: bool
@@ -155,7 +179,7 @@ class Outbox:
                 out.append(m.parse(self.names.taken, text, item.oids))
                 return Reply(m.PARSE, edits=functools.partial(_with_name, self.names.taken, name))
             else:
-                wire_name = self.names.name((text, item.oids))
+                wire_name = statement.wire_name = self.names.name((text, item.oids))
                 if wire_name in prepared.texts and not failed:
                     undo = self._undo(target, name, wire_name)
                     self.statements[name] = statement
@@ -174,19 +198,28 @@ class Outbox:
         if target is Target.REPLICA and self.names is None:
             self.prepared[Target.PRIMARY].lack(name)
         edits = functools.partial(_map_position, plan, statement.text) if plan.rewritten else None
-        return Reply(m.PARSE, undo=undo, edits=edits)
+        return Reply(m.PARSE, undo=undo, edits=edits, fate=None if name else self._fate(prepared))
 
     def _undo(self, target: Target, name: bytes, wire_name: bytes) -> Callable[[], None]:
         statement, back = self.statements.get(name), self.prepared[target].undo(wire_name)
 
         def undo() -> None:
             back()
-            if statement is None or not name:
+            if statement is None:
                 self.statements.pop(name, None)
             else:
                 self.statements[name] = statement
 
         return undo
+
+    def _fate(self, prepared: Prepared) -> Callable[[], None]:
+        """A Parse of the unnamed statement that fails ends the earlier one all the same; one that is skipped does not."""
+
+        def ended() -> None:
+            self.statements.pop(b"", None)
+            prepared.drop(b"")
+
+        return ended
 
     def _make_room(self, prepared: Prepared, out: list[bytes], entries: list[Reply]) -> None:
         """Close what a shared server has not used for longest, if it is full."""
@@ -207,6 +240,8 @@ class Outbox:
         prepared, name, sent = self.prepared[target], item.name, (plan.text, item.oids)
         if name and self.names is not None:
             name = self.names.name(sent)
+            if item.statement is not None and not plan.rewritten:
+                item.statement.wire_name = name
         known = prepared.texts.get(name)
         if (
             known is not None
@@ -227,7 +262,8 @@ class Outbox:
         # Until it has succeeded, a batch that is pipelined behind this one prepares it once more.
         rewritten = plan.rewritten and self.names is None
         proof = functools.partial(prepared.prove, name, rewritten)
-        entries.append(Reply(m.PARSE, Mode.SKIP, undo=prepared.undo(name), capture=proof))
+        fate = None if name else self._fate(prepared)
+        entries.append(Reply(m.PARSE, Mode.SKIP, undo=prepared.undo(name), capture=proof, fate=fate))
         prepared.put(name, sent, True)
         prepared.unproved[name] = self.batch
         return name
@@ -274,7 +310,7 @@ class Outbox:
             return None
         prepared = self.prepared[Target.PRIMARY]
         statements = dict(self.statements)
-        texts = {} if self.names is not None else dict(prepared.texts)
+        texts = dict(prepared.texts)
         if name:
             self.statements.pop(name, None)
             if self.names is None:
@@ -287,8 +323,9 @@ class Outbox:
             for known, statement in statements.items():
                 if known and known not in self.statements:
                     self.statements[known] = statement
-                    if known in texts:
-                        prepared.put(known, texts[known], False)
+            for known, sent in texts.items():
+                if known and known not in prepared.texts:
+                    prepared.put(known, sent, False)
 
         return undo
 

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from enum import IntEnum
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from proxy.rewrite.model import Side, TableModel
 from proxy.rewrite.plan import Plan, Refusal
+
+if TYPE_CHECKING:
+    from proxy.session.context import Term
 
 
 class Target(IntEnum):
@@ -38,10 +41,10 @@ class HubView(Protocol):
     """Routing, epochs in use and the hold (``proxy.control.hub.RoutingHub``)."""
 
     @property
-    def term(self) -> Any: ...
+    def term(self) -> Term: ...
     @property
     def hold(self) -> object | None: ...
-    def leave(self, term: Any, /) -> None: ...
+    def leave(self, term: Term, /) -> None: ...
     def touch(self) -> None: ...
     def untouch(self) -> None: ...
     def must_park(self, tables: tuple[str, ...], in_transaction: bool, touched: bool) -> bool: ...
@@ -115,8 +118,8 @@ class Port(Protocol):
     def release_replica(self) -> None:
         """The read is over: the replica connection is free."""
 
-    def reported(self, name: str, value: str) -> None:
-        """The primary connection that is leased has reported a setting."""
+    def reported(self, parameters: dict[str, str]) -> None:
+        """The primary connection that is leased has reported a setting: these hold now."""
 
     def make_way(self, database: str) -> None:
         """A statement needs that database of the primary's server for itself: leave it, if no client is there."""

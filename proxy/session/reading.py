@@ -6,11 +6,14 @@ replica serves it once it has replayed a later one. It stays with its replica, b
 
 from __future__ import annotations
 
+from typing import final
+
 from proxy.session.ports import Reads
 from proxy.session.settings import SessionSettings
 from proxy.session.work import Work
 
 
+@final
 class Reading:
     """Where one session reads."""
 

@@ -5,9 +5,9 @@ Two rules
 1. Every message that is sent to a server and that the server will answer has exactly one entry here, appended in the
    order of sending. Nothing else may be sent.
 2. Every message that comes back is matched against the *first* entry only, by ``COMPLETED_BY``. An ErrorResponse
-   discards entries up to the next Sync, sent already or not, because the server discards the requests; ReadyForQuery completes a Sync, a
-   Query or a FunctionCall. Anything that these rules do not explain is a :class:`Desync`: the connection is closed,
-   never guessed at.
+   discards entries up to the next Sync, sent already or not, because the server discards the requests; ReadyForQuery
+   completes a Sync, a Query or a FunctionCall. Anything that these rules do not explain is a :class:`Desync`: the
+   connection is closed, never guessed at.
 
 Theory of operation
 -------------------
@@ -28,7 +28,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from enum import Enum
-from typing import Protocol
+from typing import Final, Protocol, final
 
 from proxy.wire import messages as m
 from proxy.wire.messages import ProtocolViolation
@@ -47,10 +47,11 @@ class Mode(Enum):
     REPLACE = "replace"
 
 
+@final
 class Reply:
     """One expected reply."""
 
-    __slots__ = ("capture", "edits", "mode", "payload", "request", "undo")
+    __slots__ = ("capture", "edits", "fate", "mode", "payload", "request", "undo")
 
     def __init__(
         self,
@@ -61,50 +62,66 @@ class Reply:
         undo: Callable[[], None] | None = None,
         edits: Callable[[bytes], bytes] | None = None,
         capture: Callable[[bytes], None] | None = None,
+        fate: Callable[[], None] | None = None,
     ) -> None:
         self.request = request
         self.mode = mode
         self.payload = payload
         """REPLACE: the ErrorResponse frame that the client gets; ANSWER: the completion."""
         self.undo = undo
-        """Called if the server discards the request because of an error."""
+        """Called if the server discards the request because of an error, of this request or an earlier one."""
         self.edits = edits
         """Rewrites an ErrorResponse frame, to map a position back to the client's text."""
         self.capture = capture
         """Gets the message that completes the request."""
+        self.fate = fate
+        """Called last if the request itself fails."""
 
 
-PLAIN_SYNC = Reply(m.SYNC)
-PLAIN_QUERY = Reply(m.QUERY)
-PLAIN_CALL = Reply(m.FUNCTION_CALL)
-PLAIN_BIND = Reply(m.BIND)
-PLAIN_EXECUTE = Reply(m.EXECUTE)
-PLAIN_DESCRIBE = Reply(m.DESCRIBE)
-SKIPPED_PARSE = Reply(m.PARSE, Mode.SKIP)
-SKIPPED_SYNC = Reply(m.SYNC, Mode.SKIP)
+PLAIN_SYNC: Final = Reply(m.SYNC)
+PLAIN_QUERY: Final = Reply(m.QUERY)
+PLAIN_CALL: Final = Reply(m.FUNCTION_CALL)
+PLAIN_BIND: Final = Reply(m.BIND)
+PLAIN_EXECUTE: Final = Reply(m.EXECUTE)
+PLAIN_DESCRIBE: Final = Reply(m.DESCRIBE)
+SKIPPED_PARSE: Final = Reply(m.PARSE, Mode.SKIP)
+SKIPPED_SYNC: Final = Reply(m.SYNC, Mode.SKIP)
 
-COMPLETED_BY: dict[int, frozenset[int]] = {
-    m.PARSE: frozenset((m.PARSE_COMPLETE,)),
-    m.BIND: frozenset((m.BIND_COMPLETE,)),
-    m.DESCRIBE: frozenset((m.ROW_DESCRIPTION, m.NO_DATA)),
-    m.EXECUTE: frozenset((m.COMMAND_COMPLETE, m.EMPTY_QUERY, m.PORTAL_SUSPENDED)),
-    m.CLOSE: frozenset((m.CLOSE_COMPLETE,)),
-    m.SYNC: frozenset((m.READY_FOR_QUERY,)),
-    m.QUERY: frozenset((m.READY_FOR_QUERY,)),
-    m.FUNCTION_CALL: frozenset((m.READY_FOR_QUERY,)),
+COMPLETED_BY: Final[dict[int, tuple[int, ...]]] = {
+    m.PARSE: (m.PARSE_COMPLETE,),
+    m.BIND: (m.BIND_COMPLETE,),
+    m.DESCRIBE: (m.ROW_DESCRIPTION, m.NO_DATA),
+    m.EXECUTE: (m.COMMAND_COMPLETE, m.EMPTY_QUERY, m.PORTAL_SUSPENDED),
+    m.CLOSE: (m.CLOSE_COMPLETE,),
+    m.SYNC: (m.READY_FOR_QUERY,),
+    m.QUERY: (m.READY_FOR_QUERY,),
+    m.FUNCTION_CALL: (m.READY_FOR_QUERY,),
 }
-_COARSE = frozenset((m.SYNC, m.QUERY, m.FUNCTION_CALL))
-_UNMATCHED = frozenset(
-    (
-        m.DATA_ROW,
-        m.COPY_DATA,
-        m.NOTICE_RESPONSE,
-        m.PARAMETER_DESCRIPTION,
-        m.COPY_DONE,
-        m.FUNCTION_RESPONSE,
+
+
+def _table(*kinds: int) -> bytes:
+    """One byte for each message type: whether it is among these. Asking costs no object."""
+    return bytes(kind in kinds for kind in range(256))
+
+
+_COARSE: Final = _table(m.SYNC, m.QUERY, m.FUNCTION_CALL)
+_MATCHED: Final = _table(
+    *(
+        kind
+        for kind in range(256)
+        if kind
+        not in (
+            m.DATA_ROW,
+            m.COPY_DATA,
+            m.NOTICE_RESPONSE,
+            m.PARAMETER_DESCRIPTION,
+            m.COPY_DONE,
+            m.FUNCTION_RESPONSE,
+        )
     )
 )
-_BODY_STREAMED = frozenset((m.DATA_ROW, m.COPY_DATA))
+"""What may complete a request, or be of interest to the session."""
+_BODY_STREAMED: Final = _table(m.DATA_ROW, m.COPY_DATA)
 
 
 class ReplyHandler(Protocol):
@@ -136,10 +153,11 @@ class ReplyHandler(Protocol):
         """A Query or FunctionCall was discarded after an error: no ReadyForQuery of its own will come."""
 
 
+@final
 class ReplyQueue:
     """Expected replies of one server connection; see the module's docstring for its rules."""
 
-    __slots__ = ("_entries", "_handler", "_need", "_tail", "_through", "_skipping", "hush")
+    __slots__ = ("_entries", "_handler", "_held", "_need", "_skipping", "_tail", "_through", "hush")
 
     def __init__(self, handler: ReplyHandler) -> None:
         self._entries: deque[Reply] = deque()
@@ -147,6 +165,8 @@ class ReplyQueue:
         self._tail = bytearray()
         self._need = 0
         self._through = 0
+        self._held = b""
+        """Answers that the client gets with the next message: until then it has heard nothing."""
         self._skipping = False
         """The server discards everything up to the next Sync, which was not sent yet."""
         self.hush = False
@@ -166,18 +186,19 @@ class ReplyQueue:
         self._tail.clear()
         self._need = self._through = 0
         self.hush = self._skipping = False
+        self._held = b""
 
     def expect(self, reply: Reply) -> None:
         """Append the entry of a request that is about to be sent."""
-        if self._skipping:
-            if reply.request != m.SYNC:
-                if reply.undo is not None:
-                    reply.undo()
-                elif reply.request in _COARSE:
-                    self._handler.on_skipped()
-                return
-            self._skipping = False
         self._entries.append(reply)
+        if self._skipping:
+            self._discard()
+
+    def expect_all(self, replies: list[Reply]) -> None:
+        """Append the entries of a batch."""
+        self._entries.extend(replies)
+        if self._skipping:
+            self._discard()
 
     def feed(self, data: bytes) -> list[bytes]:
         """What the client gets of these bytes, in order; raises Desync or ProtocolViolation."""
@@ -199,19 +220,31 @@ class ReplyQueue:
         size = len(data)
         while size - position >= 5:
             kind = data[position]
-            length = int.from_bytes(data[position + 1 : position + 5], "big")
+            length = (
+                data[position + 1] << 24
+                | data[position + 2] << 16
+                | data[position + 3] << 8
+                | data[position + 4]
+            )
             if length < 4 or length > m.MAX_MESSAGE:
                 raise ProtocolViolation(f"the server sent a message of length {length}")
             end = position + 1 + length
             if end > size:
-                if kind in _BODY_STREAMED:
+                if _BODY_STREAMED[kind]:
                     self._through = end - size
                     out.append(data[start:] if start else data)
                     return out
                 self._need = end - position
                 break
-            if kind not in _UNMATCHED or self.hush:
-                replacement = self._match(kind, data, position, end, position == start and not out)
+            if _MATCHED[kind] or self.hush or self._held:
+                held = self._held
+                quiet = position == start and not out
+                replacement = (
+                    self._match(kind, data, position, end, quiet) if _MATCHED[kind] or self.hush else None
+                )
+                if held and self._held and replacement != b"":
+                    self._held = b""
+                    replacement = held + (data[position:end] if replacement is None else replacement)
                 if replacement is not None:
                     if position > start:
                         out.append(data[start:position])
@@ -231,7 +264,7 @@ class ReplyQueue:
         """None: forward the message; else what the client gets instead (nothing, for a skipped one)."""
         entries = self._entries
         if kind == m.READY_FOR_QUERY:
-            if not entries or entries[0].request not in _COARSE:
+            if not entries or not _COARSE[entries[0].request]:
                 raise Desync("ReadyForQuery without a Sync or Query that it answers")
             if entries.popleft().mode is Mode.SKIP:
                 self._handler.on_skipped_ready(data[position + 5])
@@ -252,16 +285,19 @@ class ReplyQueue:
         if not entries:
             return None
         head = entries[0]
-        if head.request in _COARSE:
+        if _COARSE[head.request]:
             return b"" if head.mode is Mode.SKIP else None
         if kind in COMPLETED_BY[head.request]:
             entries.popleft()
             if head.capture is not None:
                 head.capture(data[position:end])
             if head.mode is Mode.ANSWER:
-                return head.payload
+                if not entries:
+                    return head.payload
+                self._held += head.payload
+                return b""
             return b"" if head.mode is Mode.SKIP else None
-        if self.hush and kind in _UNMATCHED:
+        if self.hush and not _MATCHED[kind]:
             return b""
         if kind == m.COPY_OUT_RESPONSE and head.request == m.EXECUTE:
             return None
@@ -275,21 +311,26 @@ class ReplyQueue:
         head = entries[0]
         if replacement is not None:
             if not replacement:
-                self._discard()
+                self._held = b""
+                if not _COARSE[head.request]:
+                    self._discard()
+                    if head.fate is not None:
+                        head.fate()
                 entries[0] = SKIPPED_SYNC
                 return b""
         elif head.mode is Mode.REPLACE:
             replacement = head.payload
         elif head.edits is not None:
             replacement = head.edits(message)
-        self._discard()
+        if not _COARSE[head.request]:
+            self._discard()
+            if head.fate is not None:
+                head.fate()
         return replacement
 
     def _discard(self) -> None:
         """Drop the entries of requests that the server discards after an error."""
         entries = self._entries
-        if entries[0].request in _COARSE:
-            return
         discarded: list[Reply] = []
         while entries and entries[0].request != m.SYNC:
             discarded.append(entries.popleft())
@@ -298,7 +339,7 @@ class ReplyQueue:
         for entry in reversed(discarded):
             if entry.undo is not None:
                 entry.undo()
-            elif entry.request in _COARSE:
+            if _COARSE[entry.request]:
                 self._handler.on_skipped()
 
     def _copy_in(self) -> None:

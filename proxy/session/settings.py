@@ -9,6 +9,7 @@ the session's state unknown to us, for good or until ``DISCARD ALL``.
 from __future__ import annotations
 
 import re
+from typing import final
 
 DEFAULT_SEARCH_PATH = '"$user", public'
 _VALUE = re.compile(
@@ -31,6 +32,7 @@ DISCARDED: tuple[Setting, ...] = (("discard all", None),)
 """A DISCARD ALL took effect."""
 
 
+@final
 class SessionSettings:
     """The settings of one session; ``reported`` is what the server said at login."""
 

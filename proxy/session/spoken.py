@@ -6,11 +6,14 @@ only. A statement keeps the version under which it was parsed. Both are resolved
 
 from __future__ import annotations
 
+from typing import final
+
 from proxy.rewrite.model import Side
 from proxy.rewrite.plan import Refusal
 from proxy.session.ports import RoutingView
 
 
+@final
 class Spoken:
     """The version of one session; ``asked`` is a version's name or ``auto``."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from typing import final
 
 from proxy.session.harmless import harmless
 from proxy.wire import messages as m
@@ -24,6 +25,7 @@ Sent = tuple[bytes, tuple[int, ...]]
 """A statement's text and the parameter types declared with it."""
 
 
+@final
 class Statement:
     """One prepared statement as its client knows it. Decodes its Parse frame only when somebody needs the text."""
 
@@ -77,6 +79,7 @@ class Statement:
         return self._read()[2]
 
 
+@final
 class Prepared:
     """What one server connection has prepared: statement name to the text and the types that were sent there."""
 
@@ -102,8 +105,7 @@ class Prepared:
         sent, rewritten = self.texts.get(name), name in self.rewritten
 
         def back() -> None:
-            # Even a failed Parse ends the unnamed statement.
-            if sent is None or not name:
+            if sent is None:
                 self.drop(name)
             else:
                 self.put(name, sent, rewritten)

@@ -46,6 +46,8 @@ class Item:
     plan: Plan | None = None
     oids: tuple[int, ...] = ()
     refusal: Refusal | None = None
+    runs: Item | None = None
+    """Of an Execute: the Bind of its portal, if that is in the same batch."""
     decides: bool = False
     """Whether this message is where the statement's text arrives (Query, Parse), so that it is counted once."""
 
@@ -102,7 +104,8 @@ class Scope:
 def study(frames: list[bytes], statements: Mapping[bytes, Statement], scope: Scope) -> Work:
     """Resolve every message of a batch. Raises ProtocolViolation for malformed messages."""
     work = Work()
-    fresh: dict[bytes, Statement] = {}
+    fresh: dict[bytes, Statement | None] = {}
+    portals: dict[bytes, Item] = {}
     tables: set[str] = set()
     unknown = False
     for frame in frames:
@@ -115,22 +118,28 @@ def study(frames: list[bytes], statements: Mapping[bytes, Statement], scope: Sco
         elif kind == m.PARSE:
             item.decides = True
             item.name, _ = m.cstring(frame, m.HEADER)
-            item.statement = fresh[item.name] = Statement(frame, scope.version)
+            item.statement = statement = Statement(frame, scope.version)
+            fresh[item.name] = statement
             # Named statements live on the primary: there SQL's EXECUTE and DEALLOCATE look for them.
             work.reads_only = work.reads_only and (not item.name or scope.shared)
-            _decide(item, work, scope, item.statement.text, scope.version, item.statement.oids)
+            _decide(item, work, scope, statement.text, scope.version, statement.oids)
         elif kind in (m.BIND, m.DESCRIBE, m.CLOSE):
             item.name, is_statement = _named(frame)
             if is_statement and kind != m.CLOSE:
-                statement = fresh.get(item.name) or statements.get(item.name)
-                item.statement = statement
-                if statement is not None:
-                    _decide(item, work, scope, statement.text, statement.version, statement.oids)
-                elif kind == m.BIND:
+                if kind == m.BIND:
+                    portals[m.cstring(frame, m.HEADER)[0]] = item
+                known = fresh[item.name] if item.name in fresh else statements.get(item.name)
+                item.statement = known
+                if known is not None:
+                    _decide(item, work, scope, known.text, known.version, known.oids)
+                else:
                     work.reads_only = False
-                    unknown = True
-            elif is_statement and item.name:
-                work.reads_only = False
+                    unknown = unknown or kind == m.BIND
+            elif is_statement:
+                fresh[item.name] = None
+                work.reads_only = work.reads_only and not item.name
+        elif kind == m.EXECUTE:
+            item.runs = portals.get(m.cstring(frame, m.HEADER)[0])
         elif kind == m.FUNCTION_CALL:
             work.reads_only = False
             unknown = True

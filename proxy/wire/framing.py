@@ -59,7 +59,7 @@ class Framer:
             if length < 4 or length > self._limit:
                 raise ProtocolViolation(f"invalid message length {length}")
             if not allowed[data[position]]:
-                raise ProtocolViolation(f"invalid message type 0x{data[position]:02x}")
+                raise ProtocolViolation(f"invalid frontend message type {data[position]}")
             end = position + 1 + length
             if end > size:
                 need = end - position
@@ -71,6 +71,6 @@ class Framer:
             position = end
         if position < size:
             if not allowed[data[position]]:
-                raise ProtocolViolation(f"invalid message type 0x{data[position]:02x}")
+                raise ProtocolViolation(f"invalid frontend message type {data[position]}")
             self._tail += data[position:] if position else data
             self._need = need

@@ -48,7 +48,9 @@ def main() -> int:
     if sys.argv[1:] and sys.argv[1] in COMMANDS:
         return command(sys.argv[1], sys.argv[2:])
     parser = argparse.ArgumentParser(prog="python -m tests.conformance", description="Outside judges.")
-    parser.add_argument("suite", nargs="*", help=f"which to run: {', '.join([*SUITES, *COMMANDS])}; all without")
+    parser.add_argument(
+        "suite", nargs="*", help=f"which to run: {', '.join([*SUITES, *COMMANDS])}; all without"
+    )
     parser.add_argument("--pool-mode", choices=("session", "transaction"), default="session")
     parser.add_argument(
         "--replicas", type=int, default=0, metavar="N", help="let the sidecar read from N replicas"

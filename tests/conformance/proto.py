@@ -1,7 +1,7 @@
 """An interpreter of pgproto's message scripts over a plain socket, and the traces that it gives.
 
 A script (`parse`) is a list of frontend messages written out one a line, with points at which replies are
-read; pgpool/README.md beside the corpus describes the format. `play` runs it on an endpoint and gives a `Trace`:
+read; pgproto/README.md, beside the corpus, describes the format. `play` runs it on an endpoint and gives a `Trace`:
 every message of the server with every field decoded, so that two traces are equal if and only if a client could
 not have told the two servers apart. Only what no two runs of PostgreSQL have in common is made up for: OIDs of
 freshly created objects, process ids, and the moment at which a notice from another session comes.
@@ -16,6 +16,7 @@ import select
 import socket
 import struct
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -436,7 +437,7 @@ def _values(body: bytes, at: int, count: int) -> Iterator[str]:
 def _shown(value: bytes) -> str:
     """Long values by their length and checksum: a trace is for reading too."""
     if len(value) > 200:
-        return f"{len(value)} bytes, {value[:20]!r}..., sum {sum(value)}"
+        return f"{len(value)} bytes, {value[:20]!r}..., CRC {zlib.crc32(value):08x}"
     return repr(value)[1:]
 
 

@@ -66,6 +66,19 @@ async def test_the_end_of_an_extended_copy_that_has_failed_waits_for_the_sync(
         await client.in_step()
 
 
+@pytest.mark.parametrize("rest", [b"", ROW * 100], ids=["nothing", "data"])
+async def test_a_sync_after_the_error_is_answered_without_any_end_of_the_copy(
+    proxy: Sidecar, rest: bytes
+) -> None:
+    async with connected(proxy) as client:
+        client.send(parse("COPY t FROM STDIN"), bind(), execute(), FLUSH)
+        assert kinds(await client.take(3)) == "12G"
+        client.send(BAD)
+        assert codes(await client.take(1)) == ["22P02"]
+        assert kinds(await client.ask(rest, SYNC)) == "Z"
+        await client.in_step()
+
+
 async def test_nothing_of_a_failed_copy_reaches_the_next_client(proxy: Sidecar) -> None:
     async with connected(proxy) as first:
         first.send(query("COPY t FROM STDIN"))

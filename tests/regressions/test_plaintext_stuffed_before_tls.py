@@ -25,14 +25,24 @@ STATEMENT = "INSERT INTO seen VALUES ('stuffed')"
 @pytest.mark.parametrize("pool_mode", ["session", "transaction"], ids=["session-pool", "transaction-pool"])
 @pytest.mark.parametrize("together", [True, False], ids=["one-segment", "two-segments"])
 async def test_what_came_before_the_handshake_is_never_taken_for_encrypted(
-    database: Database, sidecar: SidecarFactory, certificate: tuple[Path, Path], pool_mode: str, together: bool
+    database: Database,
+    sidecar: SidecarFactory,
+    certificate: tuple[Path, Path],
+    pool_mode: str,
+    together: bool,
 ) -> None:
     database.sql("CREATE TABLE seen (who text)")
     cert, key = certificate
     config = sidecar.default_config(extra=f'pool_mode = "{pool_mode}"\n')
     proxy = sidecar(config.replace("[admin]", f'tls_cert = "{cert}"\ntls_key = "{key}"\n[admin]', 1))
     startup = m.startup({"user": proxy.user, "database": proxy.database})
-    for stuffed in (startup, startup + m.query(STATEMENT.encode()), m.query(STATEMENT.encode()), b"\0", SSL_REQUEST):
+    for stuffed in (
+        startup,
+        startup + m.query(STATEMENT.encode()),
+        m.query(STATEMENT.encode()),
+        b"\0",
+        SSL_REQUEST,
+    ):
         reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
         heard = b""
         if together:

@@ -66,11 +66,17 @@ async def test_a_sync_in_a_simple_copy_is_not_answered(proxy: Sidecar) -> None:
 @pytest.mark.usefixtures("table")
 async def test_the_sync_sent_before_the_copy_began_is_the_one_that_is_swallowed(proxy: Sidecar) -> None:
     async with connected(proxy) as client:
+        pid = await client.pid()
         client.send(COPY, SYNC)
         assert kinds(await client.take(3)) == "12G"
         client.send(ROW, COPY_DONE, SYNC)
         assert kinds(await client.ready()) == "CZ"
         await client.in_step()
+        await client.leave()
+    async with connected(proxy) as other:
+        assert await other.pid() == pid, (
+            "an answer was still waited for, so the connection could not be reused"
+        )
 
 
 @pytest.mark.usefixtures("table")
@@ -135,7 +141,10 @@ async def test_every_order_is_answered_as_by_postgresql(
                 client.send(said, SYNC, query("SELECT 'the end'"))
                 frames: list[bytes] = []
                 while "the end" not in values(frames[-3:]):
-                    frames += await client.ready()
+                    try:
+                        frames += await client.ready()
+                    except Closed as closed:
+                        raise AssertionError(f"{what}: {closed}") from closed
                 answers.append((kinds(frames), codes(frames), values(frames)))
                 await client.in_step()
             await here.leave()

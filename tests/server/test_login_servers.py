@@ -78,6 +78,7 @@ async def test_a_rejection_reaches_the_client_field_by_field(
 
 # -- servers that cheat ---------------------------------------------------------------------------------------------
 
+
 @contextlib.asynccontextmanager
 async def _cheat(*said: bytes) -> AsyncIterator[Dsn]:
     """A server that takes a startup packet and then says these things, whatever it hears."""

@@ -161,11 +161,11 @@ class ModelServer:
     def _parse(self, name: bytes, text: bytes) -> None:
         if not name:
             self._statements.pop(b"", None)
-        elif name in self._statements:
-            raise Failed("42P05", text)
         self._check(text)
         if b"SELEC " in text or b"refused_by_dualwire" in text:
             raise Failed("42601", text)
+        if name in self._statements:
+            raise Failed("42P05", text)
         self._statements[name] = text
         self._say(m.PARSE_COMPLETE)
 
@@ -174,6 +174,9 @@ class ModelServer:
         if name not in known:
             raise Failed("26000" if target == ord("S") else "34000")
         if target == ord("S"):
+            # PostgreSQL asks that only of statements with a result; a shared server that does not have the statement
+            # asks it of all (docs/compatibility.md).
+            self._check(self._statements[name])
             self._say(m.PARAMETER_DESCRIPTION, b"\0\0")
             text = self._statements[name]
         else:
@@ -200,7 +203,7 @@ class ModelServer:
     # -- statements ------------------------------------------------------------------------------------------------
 
     def _check(self, text: bytes) -> None:
-        if self.status == b"E" and not text.strip().startswith((b"ROLLBACK", b"COMMIT")):
+        if self.status == b"E" and text and not text.strip().startswith((b"ROLLBACK", b"COMMIT")):
             raise Failed("25P02", text)
 
     def _start(self, text: bytes) -> Portal:

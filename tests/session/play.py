@@ -167,7 +167,7 @@ class Play:
     def release_replica(self) -> None:
         pass
 
-    def reported(self, name: str, value: str) -> None:
+    def reported(self, parameters: dict[str, str]) -> None:
         pass
 
     def make_way(self, database: str) -> None:

@@ -311,6 +311,9 @@ def _frames(parts: list[tuple[str, str, str]]) -> bytes:
 @settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(parts=st.lists(_part, min_size=1, max_size=12), seed=st.integers(0, 2**32))
 def test_any_script_in_any_pieces_and_turns(mode: str, parts: list[tuple[str, str, str]], seed: int) -> None:
+    if "replica" in mode or "transaction" in mode:
+        # Which server has an unnamed statement that an earlier, failed batch left is not followed (compatibility.md).
+        parts = [part for part in parts if part[0] not in ("bind", "describe", "close") or part[2]]
     script = _frames(parts)
     stage = MODES[mode]()
     turns = random.Random(seed)

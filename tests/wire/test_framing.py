@@ -38,7 +38,7 @@ def test_random_bytes_give_frames_or_a_protocol_violation(data: bytes) -> None:
 
 
 def test_an_unknown_type_is_refused_before_its_announced_length_is_awaited() -> None:
-    with pytest.raises(ProtocolViolation, match="invalid message type"):
+    with pytest.raises(ProtocolViolation, match="invalid frontend message type"):
         list(Framer().feed(b"\x16\x03\x01\x02\x00\x01"))
 
 
