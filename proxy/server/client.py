@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from typing import TYPE_CHECKING, Any, cast
 
 import structlog
@@ -56,6 +57,7 @@ class ClientConnection(asyncio.Protocol):
         self._lease_task: asyncio.Task[None] | None = None
         self._server_parameters: dict[str, str] = {}
         self._pool_key: Key = ()
+        self._connected = 0.0
         self._hurrying = False
         self._password: str | None = None
         self._gone = False
@@ -197,6 +199,7 @@ class ClientConnection(asyncio.Protocol):
             search_path=greeting.search_path,
             max_message=min(self.sidecar.settings.limits.max_packet, m.MAX_MESSAGE),
         )
+        self._connected = self.session.idle_since = time.monotonic()
         if server is not None:
             server.attach(self)
         database.stats.clients_total += 1
@@ -531,15 +534,69 @@ class ClientConnection(asyncio.Protocol):
         """The sidecar stops: end this session as PostgreSQL ends one."""
         self.fail("57P01", "terminating connection because the sidecar is shutting down", "Connect again.")
 
+    def check_idle(self, now: float) -> None:
+        """End a session that has been idle for longer than the limits allow; ``now`` is ``time.monotonic()``."""
+        session, limits = self.session, self.sidecar.settings.limits
+        if session is None or session.closed or not session.drained or session.waiting:
+            return
+        idle = now - session.idle_since
+        if session.in_transaction:
+            if 0 < limits.idle_transaction_timeout < idle:
+                self.fail(
+                    "25P03",
+                    "terminating connection due to idle-in-transaction timeout",
+                    "limits.idle_transaction_timeout in the sidecar's configuration sets it.",
+                )
+        elif 0 < limits.client_idle_timeout < idle:
+            self.fail(
+                "57P05",
+                "terminating connection due to idle-session timeout",
+                "limits.client_idle_timeout in the sidecar's configuration sets it.",
+            )
+
     def describe(self) -> dict[str, Any]:
-        """This client in /status."""
-        session = self.session
-        return {
+        """This client in /status and SHOW CLIENTS; times are seconds since the epoch."""
+        session, transport = self.session, self.transport
+        known: dict[str, Any] = {
             "user": self.user,
             "speaks": self.speaks,
             "in_transaction": session.in_transaction if session else False,
             "blocked": session.blocked if session else "",
         }
+        if session is None or self.database is None or transport is None:
+            return known
+        started = session.flights[0].started if session.flights else None
+        peer = transport.get_extra_info("peername")
+        server = self._servers[session.target]
+        tls = transport.get_extra_info("ssl_object")
+        known |= {
+            "id": session.number,
+            "database": self.database.name,
+            "address": peer[0] if isinstance(peer, tuple) else "unix",
+            "port": peer[1] if isinstance(peer, tuple) else None,
+            "state": self._state(session),
+            "connected_at": _wall_clock(self._connected),
+            "request_at": None if started is None else _wall_clock(started),
+            "server_pid": None if server is None else server.pid,
+            "pinned": sorted(session.effects.pins),
+            "application_name": self._server_parameters.get("application_name"),
+            "tls": tls.version() if tls is not None else None,
+            "prepared_statements": len(session.outbox.statements),
+        }
+        return known
+
+    @staticmethod
+    def _state(session: Session) -> str:
+        if session.blocked == "lease":
+            return "waiting"
+        if session.flights or session.waiting:
+            return "active"
+        return "idle in transaction" if session.in_transaction else "idle"
+
+
+def _wall_clock(moment: float) -> float:
+    """A moment of ``time.monotonic()`` in seconds since the epoch."""
+    return time.time() - (time.monotonic() - moment)
 
 
 async def _bring(server: ServerConnection, wanted: dict[str, str]) -> None:

@@ -11,6 +11,7 @@ import hmac
 import os
 import secrets
 import stat
+import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -27,6 +28,7 @@ from proxy.server.tls import server_context
 
 log = structlog.get_logger(__name__)
 
+TEND_EVERY = 0.5
 MAX_REFUSED = 256
 """Clients beyond the limit that are listened to, so that they can be refused in a way that they understand."""
 
@@ -101,7 +103,17 @@ class Sidecar:
             port = self._server.sockets[0].getsockname()[1]
             self.address = Address(address.host, port)
         self.accepting = True
+        self.spawn(self._tend())
         log.info("listening", address=str(self.address), databases=sorted(self.databases))
+
+    async def _tend(self) -> None:
+        """End sessions that have been idle for too long."""
+        while True:
+            await asyncio.sleep(TEND_EVERY)
+            limits, now = self.settings.limits, time.monotonic()
+            if limits.idle_transaction_timeout or limits.client_idle_timeout:
+                for client in list(self._clients):
+                    client.check_idle(now)
 
     async def stop(self) -> None:
         """Stop accepting, let transactions end for ``limits.shutdown_timeout``, close everything."""

@@ -85,7 +85,7 @@ class Session:
         """The server has said why it closes the connection."""
         self.touching = False
         self.idle_since = 0.0
-        """When the client was last answered, while it has a transaction open (seconds of ``context.clock``)."""
+        """When the client was last answered (seconds of ``context.clock``)."""
         self.cure = Cure(self, self.outbox)
         self.reported = parameters
         """The settings that the client was told of; never changed in place."""

@@ -2,9 +2,9 @@
 
 After DDL a server refuses an earlier prepared statement with 0A000 "cached plan must not change result type"; on a
 server that is shared by transactions somebody may have deallocated what we prepared (26000). Contract: a batch is
-repeated once, if it began outside of a transaction, if it is the only one under way, and if the client has heard nothing
-of it yet: then the error has undone whatever the batch did, and nobody can tell. A statement that the client has
-Described as a statement is described again first: if its columns are not what the client was told, the error is the
+repeated once, if it began outside of a transaction, if it is the only one under way, and if the client has heard
+nothing of it yet: then the error has undone whatever the batch did, and nobody can tell. A statement that the client
+has Described as a statement is described again first: if its columns are not what the client was told, the error is the
 client's, because drivers decode rows by the description that they have.
 """
 

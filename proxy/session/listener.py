@@ -35,6 +35,7 @@ class ServerReplies:
         context.hub.leave(flight.term)
         now = context.clock()
         context.stats.latency.observe(now - flight.started)
+        session.idle_since = now
         session.copying = False
         if flight.undo and flight.failed:
             for undo in reversed(flight.undo):
@@ -47,8 +48,6 @@ class ServerReplies:
             if (status == IDLE) != (session.status == IDLE):
                 context.stats.transactions_open += 1 if session.status == IDLE else -1
             session.status = status
-            if status != IDLE:
-                session.idle_since = now
             session.reading.answered()
         if status == IDLE and session.touching and not session.flights:
             session.touching = False

@@ -213,7 +213,7 @@ class Outbox:
         return undo
 
     def _fate(self, prepared: Prepared) -> Callable[[], None]:
-        """A Parse of the unnamed statement that fails ends the earlier one all the same; one that is skipped does not."""
+        """A Parse of the unnamed statement that fails ends the earlier one all the same; a skipped one does not."""
 
         def ended() -> None:
             self.statements.pop(b"", None)

@@ -114,7 +114,6 @@ _MATCHED: Final = _table(
             m.DATA_ROW,
             m.COPY_DATA,
             m.NOTICE_RESPONSE,
-            m.PARAMETER_DESCRIPTION,
             m.COPY_DONE,
             m.FUNCTION_RESPONSE,
         )
@@ -298,6 +297,11 @@ class ReplyQueue:
                 return b""
             return b"" if head.mode is Mode.SKIP else None
         if self.hush and not _MATCHED[kind]:
+            return b""
+        if kind == m.PARAMETER_DESCRIPTION and head.request == m.DESCRIBE:
+            # That the columns cannot be described any more, a server says only after the parameters.
+            if head.mode is not Mode.SKIP:
+                self._held += data[position:end]
             return b""
         if kind == m.COPY_OUT_RESPONSE and head.request == m.EXECUTE:
             return None
