@@ -82,6 +82,8 @@ class Flight:
         "books",
         "control",
         "copy_over",
+        "data_behind",
+        "data_inside",
         "failed",
         "frames",
         "frees",
@@ -118,6 +120,8 @@ class Flight:
         """It gives names to statements, or takes them away."""
         self.copy_over = False
         """COPY data was sent to its end before the server had asked for any."""
+        self.data_inside = self.data_behind = False
+        """COPY data was sent before the server had asked for any: before, or after the batch's Sync."""
         self.keep_sync = False
         """So it was before the batch's Sync."""
         self.undo: list[Callable[[], None]] = []

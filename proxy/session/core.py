@@ -77,6 +77,10 @@ class Session:
         self.reading = Reading(context.reads, self.settings, user)
         self.flights: deque[Flight] = deque()
         self.copying = False
+        self.copied = False
+        """Data was sent since the server asked for it."""
+        self.copy_doubt = False
+        """A Sync was sent behind COPY data: should the copy fail, nobody knows whether it is answered."""
         self.blocked: Literal["", "probe", "hold", "drain", "lease", "cure"] = ""
         self.closed = False
         self.leaving = False
@@ -131,8 +135,8 @@ class Session:
             if self.drained or not self.leaving:
                 self.port.finish()
             return
-        if self.copying and not self._batch and kind in (m.SYNC, m.FLUSH):
-            self.port.to_server(self.target, frame)
+        if self.copying and not self._batch and not self._ready and kind in (m.SYNC, m.FLUSH):
+            self._send_into_copy([frame])
             return
         if kind == m.QUERY and self._batch:
             self._complete()
@@ -156,13 +160,25 @@ class Session:
         if not self.copying and not self.flights:
             return
         self.port.to_server(self.target, frame)
-        if kind != m.COPY_DATA:
+        if kind == m.COPY_DATA:
+            if self.copying:
+                self.copied = True
+            elif self.flights[-1] is self.open_flight:
+                self.open_flight.data_inside = True
+            else:
+                self.flights[-1].data_behind = True
+        else:
             if self.copying:
                 self.copying = False
             else:
                 flight = self.flights[-1]
                 flight.copy_over = True
                 flight.keep_sync = flight is self.open_flight
+
+    def _send_into_copy(self, frames: list[bytes]) -> None:
+        """While a server reads COPY data it swallows Sync and Flush, and ends the connection at anything else."""
+        self.copy_doubt = self.copy_doubt or (self.copied and any(frame[0] == m.SYNC for frame in frames))
+        self.port.to_server(self.target, b"".join(frames))
 
     def _complete(self) -> None:
         self._ready.append(self._batch)
@@ -216,6 +232,9 @@ class Session:
             spoken.follow(term.routing, self._between_transactions)
         if frames[0][0] in _COPY:
             self._send_copy(frames[0][0], frames[0])
+            return True
+        if self.copying:
+            self._send_into_copy(frames)
             return True
         if self.shared and self.flights and self._in_doubt(frames):
             self.blocked = "drain"
@@ -530,7 +549,7 @@ class Session:
             self.port.to_server(target, m.TERMINATE_FRAME)
         if self.leaving and self.drained:
             self.port.finish()
-        if self.blocked == "drain" and (not self.flights or self.open_flight is not None):
+        if self.blocked == "drain" and (not self.flights or self.open_flight is not None or self.copying):
             self._resume()
         if self.shared and not self.flights:
             self._settle_lease()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, final
 from proxy.session.context import Flight
 from proxy.session.effects import IDLE
 from proxy.session.ports import Target
+from proxy.session.replies import Desync
 
 if TYPE_CHECKING:
     from proxy.session.core import Session
@@ -36,7 +37,7 @@ class ServerReplies:
         now = context.clock()
         context.stats.latency.observe(now - flight.started)
         session.idle_since = now
-        session.copying = False
+        session.copying = session.copy_doubt = False
         if flight.undo and flight.failed:
             for undo in reversed(flight.undo):
                 undo()
@@ -64,12 +65,18 @@ class ServerReplies:
             return 0
         last = len(flights) - 1
         session.copying = True
+        session.copied = False
         for index, flight in enumerate(flights):
             if flight.copy_over:
                 last, session.copying = index, False
                 break
         # Whether the last of them goes on behind the data.
         goes_on = flights[last] is session.open_flight if session.copying else flights[last].keep_sync
+        data = False
+        for index in range(last if goes_on else last + 1):
+            flight = flights[index]
+            session.copy_doubt = session.copy_doubt or data or flight.data_inside
+            data = data or flight.data_inside or flight.data_behind
         first = flights.popleft()
         for index in range(last):
             if simple and goes_on and index == last - 1:
@@ -103,6 +110,10 @@ class ServerReplies:
             return None
         if session.cure.asked:
             return b""
+        if session.copy_doubt:
+            raise Desync(
+                "whether the server answers a Sync sent behind the data of a failed COPY cannot be known"
+            )
         if (
             quiet
             and session.quiet
