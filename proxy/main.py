@@ -7,6 +7,7 @@ used, 1 where an address is taken) and never raises for a mistake of the operato
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import signal
 import sys
@@ -146,6 +147,10 @@ async def serve(path: Path, settings: Settings, users: Mapping[str, User]) -> in
         await sidecar.stop()
         await admin.stop()
         return 1
+    # What is there now stays: it need not be looked at again and again, nor while thousands of clients log in.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
     reloader.start()
     try:
         await stop.wait()

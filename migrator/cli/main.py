@@ -5,12 +5,13 @@ from __future__ import annotations
 import platform
 import sys
 import traceback
+from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Annotated
 
 import typer
 
-from migrator.cli import inspect, migrate, processes
+from migrator.cli import processes
 from migrator.errors import EXIT_BUG
 from proxy.build.state import describe
 
@@ -38,13 +39,19 @@ def _options(
     pass
 
 
-migrate.register(app)
-inspect.register(app)
+def _register(arguments: Sequence[str]) -> None:
+    if processes.wanted(arguments) != "proxy":
+        # A sidecar has no use for the migrator: that would be megabytes of memory beside each service.
+        from migrator.cli import inspect, migrate
+
+        migrate.register(app)
+        inspect.register(app)
+    processes.register(app, arguments)
 
 
 def main() -> None:
     """Entry point: exit codes are 0 done, 2 usage, 3 refused, 4 differences, 5 rolled back, 6 lock, 1 a bug."""
-    processes.register(app, sys.argv[1:])
+    _register(sys.argv[1:])
     try:
         app()
     except SystemExit:

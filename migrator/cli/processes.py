@@ -29,11 +29,15 @@ def demo_unavailable() -> None:
     )
 
 
+def wanted(arguments: Sequence[str]) -> str:
+    """The command that the arguments name."""
+    return next((argument for argument in arguments if not argument.startswith("-")), "")
+
+
 def register(app: typer.Typer, arguments: Sequence[str]) -> None:
     """Add the commands; the demo's own options are loaded only if it is the one that runs."""
     app.command()(proxy)
-    wanted = next((a for a in arguments if not a.startswith("-")), "")
-    if wanted == "demo":
+    if wanted(arguments) == "demo":
         try:
             from migrator.demo.command import demo
         except ModuleNotFoundError as error:

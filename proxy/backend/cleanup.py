@@ -11,6 +11,7 @@ from typing import Final
 
 from proxy.backend.connection import ServerConnection
 from proxy.backend.errors import QueryFailed, ServerUnavailable
+from proxy.session.settings import NOTHING
 
 RESET: Final = "DISCARD ALL"
 ROLLBACK: Final = "ROLLBACK"
@@ -33,6 +34,6 @@ async def reset(connection: ServerConnection, *, rollback: bool) -> bool:
             await connection.simple(RESET)
     except (QueryFailed, ServerUnavailable, TimeoutError):
         return False
-    connection.applied = {}
+    connection.applied = NOTHING
     connection.prepared.clear()
     return usable

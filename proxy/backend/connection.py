@@ -19,6 +19,7 @@ import structlog
 from proxy.backend import tls
 from proxy.backend.errors import QueryFailed, ServerUnavailable
 from proxy.dsn import Dsn
+from proxy.session.settings import NOTHING
 from proxy.session.statements import Prepared
 from proxy.wire import messages as m
 from proxy.wire.framing import Framer
@@ -33,10 +34,13 @@ _UNASKED = frozenset((m.PARAMETER_STATUS, m.NOTICE_RESPONSE, m.NOTIFICATION, m.E
 """What a server may say at any time; after an error it closes the connection."""
 
 
+def _nowhere(data: bytes) -> None:
+    """Where bytes go before there is a connection."""
+
+
 class Owner(Protocol):
     """Whoever a connection is attached to."""
 
-    def server_data(self, connection: ServerConnection, data: bytes) -> None: ...
     def server_lost(self, connection: ServerConnection) -> None: ...
     def server_writable(self, connection: ServerConnection, writable: bool) -> None: ...
 
@@ -69,13 +73,16 @@ class ServerConnection(asyncio.Protocol):
         self.encrypted = False
         self.closed = False
         self.idle_since = 0.0
-        self.applied: dict[str, str] = {}
+        self.applied = NOTHING
         """Session settings that hold here beyond the startup parameters, as the SET statements that made them."""
         self.prepared = Prepared()
         """What is prepared here (connections that are shared by transactions)."""
         self._password = password
         self._transport: asyncio.Transport | None = None
+        self.send: Callable[[bytes], None] = _nowhere
+        """Writes bytes, as long as the connection is attached and not lost; see :meth:`write` for other times."""
         self._owner: Owner | None = None
+        self._sink: Callable[[bytes], None] | None = None
         self._paused = False
         self._framer = Framer(allowed=None)
         self._loop = asyncio.get_running_loop()
@@ -87,6 +94,8 @@ class ServerConnection(asyncio.Protocol):
         self._scram: ClientExchange | None = None
         self._authenticated = False
         self.cancel_lost = False
+        self.cancel_pending = False
+        """Whether a cancel request may still reach the server: see :meth:`settled`."""
         self._cancels: set[asyncio.Task[None]] = set()
         self.on_closed: Callable[[ServerConnection], None] | None = None
 
@@ -94,10 +103,12 @@ class ServerConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        self.send = self._transport.write
 
     def data_received(self, data: bytes) -> None:
-        if self._owner is not None:
-            self._owner.server_data(self, data)
+        sink = self._sink
+        if sink is not None:
+            sink(data)
             return
         if self._ssl_answer is not None:
             if not self._ssl_answer.done():
@@ -117,7 +128,7 @@ class ServerConnection(asyncio.Protocol):
         self._break(
             ServerUnavailable("08006", reason, hint="See the server's log; the sidecar connects again.")
         )
-        owner, self._owner = self._owner, None
+        owner, self._owner, self._sink = self._owner, None, None
         if owner is not None:
             owner.server_lost(self)
         if self.on_closed is not None:
@@ -133,14 +144,16 @@ class ServerConnection(asyncio.Protocol):
 
     # -- attached --------------------------------------------------------------------------------------------------
 
-    def attach(self, owner: Owner) -> None:
-        """From now on every byte goes to ``owner``."""
+    def attach(self, owner: Owner, sink: Callable[[bytes], None]) -> None:
+        """From now on every byte goes to ``sink``, and ``owner`` hears of the rest."""
         self._owner = owner
+        self._sink = sink
 
     def detach(self) -> None:
         """The connection is ours again; the caller has seen the last ReadyForQuery."""
-        self._owner = None
-        self.resume_reading()
+        self._owner = self._sink = None
+        if self._paused:
+            self.resume_reading()
 
     @property
     def local_address(self) -> Any:
@@ -170,7 +183,7 @@ class ServerConnection(asyncio.Protocol):
         """Say goodbye and close."""
         if self._transport is not None and not self.closed:
             self.closed = True
-            self._owner = None
+            self._owner = self._sink = None
             if not self._transport.is_closing():
                 self._transport.write(m.TERMINATE_FRAME)
             self._transport.close()
@@ -179,6 +192,7 @@ class ServerConnection(asyncio.Protocol):
         """Cancel what runs here now. Until the server has taken the request, the connection is nobody else's."""
         task = self._loop.create_task(self._cancel())
         self._cancels.add(task)
+        self.cancel_pending = True
         task.add_done_callback(self._cancels.discard)
         return task
 
@@ -189,15 +203,11 @@ class ServerConnection(asyncio.Protocol):
             # It may arrive late, and hit the next client's statement.
             self.cancel_lost = True
 
-    @property
-    def cancel_pending(self) -> bool:
-        """Whether a cancel request may still reach the server: see :meth:`settled`."""
-        return bool(self._cancels) or self.cancel_lost
-
     async def settled(self) -> bool:
         """Wait for cancel requests under way; False if one of them may still arrive."""
         while self._cancels:
             await asyncio.wait(self._cancels)
+        self.cancel_pending = self.cancel_lost
         return not self.cancel_lost
 
     # -- our own queries -------------------------------------------------------------------------------------------

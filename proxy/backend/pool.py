@@ -110,6 +110,7 @@ class Pool:
         self._enter = enter
         self._stock = Stock()
         self._all = self._stock.members
+        self._said: dict[frozenset[tuple[str, str]], dict[str, str]] = {}
         self._stacks = self._stock.stacks
         self._waiters: deque[_Waiter] = deque()
         self._tickets = count()
@@ -327,6 +328,9 @@ class Pool:
                 now = self._loop.time()
                 age = self.lifetime * random.uniform(1 - SPREAD, 1) if self.lifetime else float("inf")
                 connection.on_closed = self._forget
+                # Connections that said the same share one object: then it is seen at a glance.
+                said = frozenset(connection.parameters.items())
+                connection.parameters = connection.greeting = self._said.setdefault(said, connection.greeting)
                 self._all[connection] = Member(key, now, now + age)
             finally:
                 self._connecting -= 1

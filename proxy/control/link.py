@@ -190,6 +190,8 @@ class ControlLink:
 
     async def wait_known(self, within: float) -> bool:
         """Wait until it is known what routing holds; False if it is not by then."""
+        if self._known.is_set():
+            return True
         try:
             async with asyncio.timeout(within):
                 await self._known.wait()

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
+PRIMARY, REPLICA = Target.PRIMARY, Target.REPLICA
 ORPHAN_SECONDS = 30.0
 BLOCKED_CHECK = 0.02
 UNFINISHED_WAIT = 0.005
@@ -81,9 +82,11 @@ class ClientConnection(asyncio.Protocol):
         try:
             if session is not None:
                 session.feed(data)
+                if not session.stuck:
+                    return
                 if session.waiting:
                     self._pause_while_blocked()
-                elif session.unfinished and not self._hurrying:
+                elif not self._hurrying:
                     self._hurrying = True
                     self._loop.call_later(UNFINISHED_WAIT, self._hurry)
             elif self.login is not None:
@@ -117,6 +120,8 @@ class ClientConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._gone = True
+        if self.session is not None:
+            self.session.send_client = _nowhere
         self.sidecar.forget(self)
         if self.login is not None:
             self.login.abandon()
@@ -185,7 +190,7 @@ class ClientConnection(asyncio.Protocol):
         self.user = user
         self._server_parameters = parameters
         self._password = password
-        self._servers[Target.PRIMARY] = server
+        self._servers[0] = server
         self._pool_key = database.primary.key(parameters)
         number, self.key = self.sidecar.register(self, server.pid if server is not None else 0)
         self.session = Session(
@@ -200,8 +205,11 @@ class ClientConnection(asyncio.Protocol):
             max_message=min(self.sidecar.settings.limits.max_packet, m.MAX_MESSAGE),
         )
         self._connected = self.session.idle_since = time.monotonic()
+        if self.transport is not None:
+            self.session.send_client = self.transport.write
         if server is not None:
-            server.attach(self)
+            server.attach(self, self._primary_data)
+            self.session.send_primary = server.send
         database.stats.clients_total += 1
         database.stats.clients[self.side] += 1
         self._counted = self.side
@@ -229,6 +237,8 @@ class ClientConnection(asyncio.Protocol):
                 task.cancel()
         primary, replica = self._servers
         self._servers = [None, None]
+        if self.session is not None:
+            self.session.send_primary = _nowhere
         if database is None:
             return
         if primary is not None:
@@ -283,23 +293,42 @@ class ClientConnection(asyncio.Protocol):
 
     # -- Owner -----------------------------------------------------------------------------------------------------
 
-    def server_data(self, connection: ServerConnection, data: bytes) -> None:
-        """Bytes from one of the servers."""
+    def _primary_data(self, data: bytes) -> None:
+        """Bytes from the primary connection."""
         session = self.session
         if session is None or session.closed:
             return
-        target = Target.PRIMARY if connection is self._servers[Target.PRIMARY] else Target.REPLICA
         try:
-            session.feed_server(target, data)
+            session.feed_server(PRIMARY, data)
         except ProtocolViolation as exc:
-            log.error("reply out of step", server=connection.dsn.label, error=str(exc))
-            self.fail("08P01", f"the server's reply could not be matched to a request: {exc}")
+            self._out_of_step(self._servers[0], exc)
             return
-        if self._gone and session.copying:
+        if self._gone:
+            self._go_on_without_client(session)
+
+    def _replica_data(self, data: bytes) -> None:
+        """Bytes from the replica connection."""
+        session = self.session
+        if session is None or session.closed:
+            return
+        try:
+            session.feed_server(REPLICA, data)
+        except ProtocolViolation as exc:
+            self._out_of_step(self._servers[1], exc)
+            return
+        if self._gone:
+            self._go_on_without_client(session)
+
+    def _out_of_step(self, server: ServerConnection | None, exc: ProtocolViolation) -> None:
+        log.error("reply out of step", server=server.dsn.label if server else "", error=str(exc))
+        self.fail("08P01", f"the server's reply could not be matched to a request: {exc}")
+
+    def _go_on_without_client(self, session: Session) -> None:
+        if session.copying:
             # The copy began after its client had gone; without CopyDone nothing of it can be committed.
             session.close()
             self._end(reusable=False)
-        elif self._gone and session.drained and not session.closed:
+        elif session.drained and not session.closed:
             self._leave(session)
 
     def server_lost(self, connection: ServerConnection) -> None:
@@ -307,10 +336,8 @@ class ClientConnection(asyncio.Protocol):
         session = self.session
         if session is None or session.closed:
             return
-        if connection is self._servers[Target.REPLICA] and not (
-            session.flights and session.target is Target.REPLICA
-        ):
-            self._servers[Target.REPLICA] = None
+        if connection is self._servers[1] and not (session.flights and session.target is Target.REPLICA):
+            self._servers[1] = None
             session.replica_gone()
             return
         if session.saw_fatal:
@@ -357,9 +384,10 @@ class ClientConnection(asyncio.Protocol):
         return False
 
     def _have(self, server: ServerConnection, session: Session) -> None:
-        self._servers[Target.PRIMARY] = server
-        session.outbox.prepared[Target.PRIMARY] = server.prepared
-        server.attach(self)
+        self._servers[0] = server
+        session.outbox.prepared[0] = server.prepared
+        server.attach(self, self._primary_data)
+        session.send_primary = server.send
         if self._choked:
             server.pause_reading()
         told = session.reported
@@ -412,10 +440,11 @@ class ClientConnection(asyncio.Protocol):
 
     def release(self, dirty: bool) -> None:
         """The transaction is over: others may have the primary connection."""
-        server, session, database = self._servers[Target.PRIMARY], self.session, self.database
+        server, session, database = self._servers[0], self.session, self.database
         if server is None or session is None or database is None:
             return
-        self._servers[Target.PRIMARY] = None
+        self._servers[0] = None
+        session.send_primary = _nowhere
         server.applied = session.settings.applied
         if dirty:
             database.primary.release(server, reusable=True)
@@ -424,21 +453,21 @@ class ClientConnection(asyncio.Protocol):
 
     def release_replica(self) -> None:
         """The read is over: others may have the replica connection."""
-        server, session, database = self._servers[Target.REPLICA], self.session, self.database
+        server, session, database = self._servers[1], self.session, self.database
         if server is None or session is None or database is None or session.reading.replica is None:
             return
-        self._servers[Target.REPLICA] = None
+        self._servers[1] = None
         database.replicas[session.reading.replica].give(server)
 
     def reported(self, parameters: dict[str, str]) -> None:
         """The leased connection has reported a setting, and the client hears it."""
-        server = self._servers[Target.PRIMARY]
+        server = self._servers[0]
         if server is not None:
             server.parameters = parameters
 
     def replica_ready(self, index: int) -> bool:
         """Whether the replica connection can be used now; if not, it is being connected or brought up to date."""
-        session, server = self.session, self._servers[Target.REPLICA]
+        session, server = self.session, self._servers[1]
         assert session is not None
         if self._replica_task is None:
             if server is None and session.shared and self.database is not None:
@@ -454,9 +483,9 @@ class ClientConnection(asyncio.Protocol):
         server = database.replicas[index].take(self._pool_key, session.settings.applied)
         if server is not None:
             session.reading.replica = index
-            session.outbox.prepared[Target.REPLICA] = server.prepared
-            self._servers[Target.REPLICA] = server
-            server.attach(self)
+            session.outbox.prepared[1] = server.prepared
+            self._servers[1] = server
+            server.attach(self, self._replica_data)
             if self._choked:
                 server.pause_reading()
         return server
@@ -465,7 +494,7 @@ class ClientConnection(asyncio.Protocol):
         """Connect to a replica if need be, and replay the session's settings there."""
         database = self.database
         assert database is not None
-        server = self._servers[Target.REPLICA]
+        server = self._servers[1]
         try:
             if server is None:
                 pool = database.replicas[index]
@@ -474,15 +503,15 @@ class ClientConnection(asyncio.Protocol):
                     pool.release(server, reusable=True)
                     return
                 session.reading.replica = index
-                session.outbox.prepared[Target.REPLICA] = server.prepared
-                self._servers[Target.REPLICA] = server
+                session.outbox.prepared[1] = server.prepared
+                self._servers[1] = server
             else:
                 server.detach()
             await _bring(server, session.settings.applied)
             # Fails where nothing could be read: a standby cannot serve serializable transactions.
             await server.simple("SELECT 1")
             if not session.closed:
-                server.attach(self)
+                server.attach(self, self._replica_data)
                 if self._choked:
                     server.pause_reading()
                 if session.shared:
@@ -493,7 +522,7 @@ class ClientConnection(asyncio.Protocol):
             log.warning("replica connection not usable", database=database.name, error=str(exc))
             if server is not None:
                 server.close()
-            self._servers[Target.REPLICA] = None
+            self._servers[1] = None
             session.replica_gone()
         finally:
             self._replica_task = None
@@ -592,6 +621,10 @@ class ClientConnection(asyncio.Protocol):
         if session.flights or session.waiting:
             return "active"
         return "idle in transaction" if session.in_transaction else "idle"
+
+
+def _nowhere(data: bytes) -> None:
+    """Where bytes for a client go that is gone."""
 
 
 def _wall_clock(moment: float) -> float:

@@ -15,12 +15,13 @@ from typing import Any, NamedTuple
 import asyncpg
 import structlog
 
+from proxy.backend.connection import ServerConnection
 from proxy.backend.errors import ServerUnavailable
 from proxy.backend.lag import Monitor, ReadState, Replica
 from proxy.backend.own import dial
 from proxy.backend.pool import Key, Pool
 from proxy.backend.probe import SessionProber, Verdicts
-from proxy.config import Database, Limits
+from proxy.config import ConfigError, Database, Limits
 from proxy.control.hub import RoutingHub
 from proxy.control.link import ControlLink, ControlUnavailable
 from proxy.control.routing import Routing
@@ -30,6 +31,7 @@ from proxy.rewrite.plan import Plan
 from proxy.session.context import Books, Context
 from proxy.session.names import StatementNames
 from proxy.stats import Stats
+from proxy.wire import messages as m
 
 log = structlog.get_logger(__name__)
 
@@ -50,6 +52,15 @@ class Greeting(NamedTuple):
 
     parameters: dict[str, str]
     search_path: str
+    messages: bytes
+    """The ParameterStatus messages of ``parameters``."""
+
+    @classmethod
+    def of(cls, server: ServerConnection) -> Greeting:
+        """What that server said at login."""
+        reported = server.greeting
+        messages = b"".join([m.parameter_status(name, value) for name, value in reported.items()])
+        return cls(reported, server.search_path, messages)
 
 
 class DatabaseRuntime:
@@ -59,6 +70,8 @@ class DatabaseRuntime:
         self.name = name
         self.settings = settings
         self.limits = limits
+        self.password = _password(settings.primary)
+        """What the primary's own user logs in with; the password file is read again with the configuration."""
         self.stats = Stats()
         self.hub = RoutingHub()
         self.reads = ReadState(
@@ -220,6 +233,7 @@ class DatabaseRuntime:
         """Take over what may change while running; sessions see it with their next statement."""
         self.settings = settings
         self.limits = limits
+        self.password = _password(settings.primary)
         self.reads.max_lag = settings.reads.max_lag
         self.reads.percent = settings.reads.replica_percent
         self.reads.consistency = settings.reads.consistency
@@ -306,7 +320,7 @@ class DatabaseRuntime:
             if len(self._greetings) >= MAX_GREETINGS:
                 self._greetings.clear()
             # As at login: what somebody has set since is not for others.
-            greeting = self._greetings[key] = Greeting(server.greeting, server.search_path)
+            greeting = self._greetings[key] = Greeting.of(server)
             self.primary.give(server)
         return greeting
 
@@ -332,3 +346,10 @@ class DatabaseRuntime:
             "transactions_open": stats.transactions_open,
             "p99_ms": None if quantile is None else quantile * 1000,
         }
+
+
+def _password(dsn: Dsn) -> str | None:
+    try:
+        return dsn.password_or_default()
+    except ConfigError:
+        return dsn.password

@@ -11,18 +11,16 @@ Other ways to authenticate (an auth_query, client certificates, pass-through) be
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import secrets
 import socket
 import ssl
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import structlog
 
 from proxy.backend.connection import ServerConnection, connect
 from proxy.backend.errors import ServerUnavailable
-from proxy.config import CONSOLE_DATABASE, ConfigError
+from proxy.config import CONSOLE_DATABASE
 from proxy.rewrite.plan import Refusal
 from proxy.server.database import Greeting
 from proxy.server.relay import Relay
@@ -321,7 +319,7 @@ class Login:
                 greeting = await database.greet(server_parameters, password)
             else:
                 server = await database.primary.acquire(server_parameters, password)
-                greeting = Greeting(server.parameters, server.search_path)
+                greeting = Greeting.of(server)
         except ServerUnavailable as exc:
             self._refuse_unreached(database, exc)
             return
@@ -375,7 +373,7 @@ class Login:
         _, relay.key = self._sidecar.register(relay)
         relay.key = self._long_key(relay.key)
         self._sidecar.hand_over(client, relay)
-        client.to_client(self._greeting(server.parameters, relay.key))
+        client.to_client(self._greeting(Greeting.of(server).messages, relay.key))
         relay.start(self._data)
 
     def _long_key(self, key: tuple[int, bytes]) -> tuple[int, bytes]:
@@ -384,10 +382,9 @@ class Login:
         return (key[0], secrets.token_bytes(LONG_KEY)) if self._startup.spoken >= LONG_KEYS else key
 
     @staticmethod
-    def _greeting(parameters: Mapping[str, str], key: tuple[int, bytes]) -> bytes:
-        """What follows authentication; the parameters as a server reported them."""
-        reported = [m.parameter_status(name, value) for name, value in parameters.items()]
-        return b"".join([m.AUTHENTICATION_OK, *reported, m.backend_key_data(*key), m.ready_for_query(b"I")])
+    def _greeting(reported: bytes, key: tuple[int, bytes]) -> bytes:
+        """What follows authentication."""
+        return b"".join((m.AUTHENTICATION_OK, reported, m.backend_key_data(*key), m.ready_for_query(b"I")))
 
     def _server_login(self, database: DatabaseRuntime, user: str) -> tuple[str, str | None]:
         """As whom to log in at the server: the client's own user where its password is known, else the DSN's."""
@@ -395,9 +392,7 @@ class Login:
         known = self._sidecar.users.get(user)
         if user != dsn.user and known is not None and known.password is not None:
             return user, known.password
-        with contextlib.suppress(ConfigError):
-            return dsn.user, dsn.password_or_default()
-        return dsn.user, dsn.password
+        return dsn.user, database.password
 
     def _welcome(
         self,
@@ -419,7 +414,7 @@ class Login:
             database, server, greeting, user=user, version=version, parameters=parameters, password=password
         )
         client.key = self._long_key(client.key)
-        client.to_client(self._greeting(greeting.parameters, client.key))
+        client.to_client(self._greeting(greeting.messages, client.key))
         if self._data:
             client.transport.resume_reading()
             client.data_received(self._data)

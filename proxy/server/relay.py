@@ -44,7 +44,7 @@ class Relay(asyncio.Protocol):
         self._stats.clients_total += 1
         self._stats.replication += 1
         self._transport.set_protocol(self)
-        self._server.attach(self)
+        self._server.attach(self, self._server_data)
         if early:
             self.data_received(early)
         self._read_client(True)
@@ -77,7 +77,7 @@ class Relay(asyncio.Protocol):
 
     # -- Owner -----------------------------------------------------------------------------------------------------
 
-    def server_data(self, connection: ServerConnection, data: bytes) -> None:
+    def _server_data(self, data: bytes) -> None:
         """Bytes from the server."""
         self._stats.bytes_to_clients += len(data)
         self._transport.write(data)

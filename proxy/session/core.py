@@ -15,6 +15,7 @@ port when a batch is about to be sent, and gives it back when the transaction is
 
 from __future__ import annotations
 
+import functools
 from collections import deque
 from collections.abc import Callable
 from typing import Final, Literal, final
@@ -63,6 +64,9 @@ class Session:
     ) -> None:
         self.context = context
         self.port = port
+        self.send_client: Callable[[bytes], None] = port.to_client
+        self.send_primary: Callable[[bytes], None] = functools.partial(port.to_server, Target.PRIMARY)
+        """The port's own; the shell puts shorter ways in their place."""
         self.number = number
         self.user = user
         self.settings = SessionSettings(user, parameters, search_path)
@@ -146,9 +150,9 @@ class Session:
             self._complete()
 
     @property
-    def unfinished(self) -> bool:
-        """Whether there are requests that wait for the end of their batch."""
-        return bool(self._batch)
+    def stuck(self) -> bool:
+        """Whether something that the client has sent does not go on: the session waits, or the batch is unfinished."""
+        return bool(self.blocked) or bool(self._batch)
 
     def hurry(self) -> None:
         """Decide and send an unfinished batch as it stands: its end does not come, but its errors may matter."""
@@ -490,7 +494,11 @@ class Session:
         ):
             entries = [PLAIN_SYNC]
         self.queues[target].expect_all(entries)
-        self.port.to_server(target, out[0] if len(out) == 1 else b"".join(out))
+        data = out[0] if len(out) == 1 else b"".join(out)
+        if target is Target.PRIMARY:
+            self.send_primary(data)
+        else:
+            self.port.to_server(target, data)
 
     def forget(self, text: bytes, flight: Flight) -> Callable[[], None] | None:
         """Follow an SQL DEALLOCATE or DISCARD; what brings back what was forgotten, should it fail."""
@@ -540,7 +548,7 @@ class Session:
                 break
             stats.bytes_to_clients += len(chunk)
             self.quiet = False
-            self.port.to_client(chunk)
+            self.send_client(chunk)
         if self.cure.due:
             self.cure.proceed()
         if self.leaving and self.copying:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Final
 from proxy.session.context import Term
 from proxy.session.harmless import harmless
 from proxy.session.outbox import PLAIN, renamed
-from proxy.session.ports import Target
 from proxy.session.statements import Statement
 from proxy.wire import messages as m
 
@@ -61,7 +60,7 @@ def pass_own(session: Session, frames: list[bytes], term: Term) -> bool:
         session.make_way(last[5:-1])
     session.context.stats.queries += queries
     session.queues[0].expect(PLAIN[end])
-    session.port.to_server(Target.PRIMARY, last if len(frames) == 1 else b"".join(frames))
+    session.send_primary(last if len(frames) == 1 else b"".join(frames))
     return True
 
 
@@ -112,7 +111,7 @@ def pass_shared(session: Session, frames: list[bytes], term: Term) -> bool:
     session.fly(frames, term)
     session.context.stats.queries += queries
     session.queues[0].expect(PLAIN[end])
-    session.port.to_server(Target.PRIMARY, last)
+    session.send_primary(last)
     return True
 
 

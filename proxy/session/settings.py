@@ -9,7 +9,7 @@ the session's state unknown to us, for good or until ``DISCARD ALL``.
 from __future__ import annotations
 
 import re
-from typing import final
+from typing import Final, final
 
 DEFAULT_SEARCH_PATH = '"$user", public'
 _VALUE = re.compile(
@@ -28,6 +28,8 @@ _ROLES = ("session_authorization", "role")
 """What RESET ALL leaves as it is."""
 
 Setting = tuple[str, str | None]
+NOTHING: Final[dict[str, str]] = {}
+"""No settings at all: one object, so that sessions and connections without any are told from others at a glance."""
 DISCARDED: tuple[Setting, ...] = (("discard all", None),)
 """A DISCARD ALL took effect."""
 
@@ -50,7 +52,7 @@ class SessionSettings:
     def __init__(self, user: str, reported: dict[str, str], default_path: str = DEFAULT_SEARCH_PATH) -> None:
         self._user = user
         self._default_path = default_path
-        self.applied: dict[str, str] = {}
+        self.applied = NOTHING
         """Setting name to the SET statement that a replica connection must run."""
         self.unknown = False
         """Something was set in a way that we could not follow."""
@@ -81,7 +83,7 @@ class SessionSettings:
         for name, text in settings:
             if name == "discard all":
                 self.discard()
-                applied = {}
+                applied = NOTHING
             elif name == "all" and text is None:
                 applied = {name: applied[name] for name in _ROLES if name in applied}
             else:
@@ -91,7 +93,7 @@ class SessionSettings:
             if name in ("search_path", "all") and not self._path_reported:
                 self._read_search_path(text)
         if applied != self.applied:
-            self.applied = applied
+            self.applied = applied or NOTHING
 
     def _read_search_path(self, text: str | None) -> None:
         match = None if text is None else _VALUE.fullmatch(text)
@@ -102,7 +104,7 @@ class SessionSettings:
 
     def discard(self) -> None:
         """DISCARD ALL took effect."""
-        self.applied = {}
+        self.applied = NOTHING
         self.temp = frozenset()
         self.unknown = False
         if not self._path_reported:
