@@ -298,6 +298,18 @@ class Session:
             return False
         if target is Target.PRIMARY and not self.leased and not self._lease():
             return False
+        if (
+            (self.shared or target is Target.REPLICA or self.outbox.prepared[0].rewritten)
+            and self.open_flight is None
+            and self.status != FAILED
+            and frames[-1][0] == m.SYNC
+        ):
+            missing = self.outbox.missing(work.items, target)
+            if missing:
+                self.blocked = "drain" if self.flights else "cure"
+                if not self.flights:
+                    self.cure.check(missing, target)
+                return False
         context.stats.decisions[(target.name.lower(), reason)] += 1
         self._send(frames, work, target, term)
         return True
@@ -585,10 +597,12 @@ class Session:
             self._ready.appendleft(frames)
         self._resume()
 
-    def give_up(self, error: bytes) -> None:
-        """The client gets the error of its batch after all."""
-        self.context.stats.errors += 1
-        self.port.to_client(error + m.ready_for_query(b"I"))
+    def go_on(self, error: bytes, status: int) -> None:
+        """Our own question was answered: the batch that waits for it goes on, or gets the error as its answer."""
+        if error and self._ready:
+            self._ready.popleft()
+            self.context.stats.errors += 1
+            self.port.to_client(error + m.ready_for_query(bytes((status,))))
         self._resume()
 
     def replica_gone(self) -> None:

@@ -1,22 +1,25 @@
-"""Statements that a server cannot run as they were prepared are prepared anew, unseen by the client.
+"""Statements that a server has not got as they are wanted are prepared anew, unseen by the client.
 
 After DDL a server refuses an earlier prepared statement with 0A000 "cached plan must not change result type"; on a
-server that is shared by transactions somebody may have deallocated what we prepared (26000). Contract: a batch is
-repeated once, if it began outside of a transaction, if it is the only one under way, and if the client has heard
-nothing of it yet: then the error has undone whatever the batch did, and nobody can tell. A statement that the client
-has Described as a statement is described again first: if its columns are not what the client was told, the error is the
-client's, because drivers decode rows by the description that they have.
+server that is shared by transactions somebody may have deallocated what we prepared (26000), or it has never had it.
+
+Contract, in two parts. *Repeat*: a batch that failed so is sent once more, if it began outside of a transaction, if it
+is the only one under way, and if the client has heard nothing of it yet: then the error has undone whatever the batch
+did, and nobody can tell. *Check*: before a statement that the client has Described as a statement is used on a server
+that must prepare it first, it is prepared and described there; if its columns are not what the client was told, the
+client gets 0A000, because drivers decode rows by the description that they have.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Literal, final
 
 from proxy.session.context import Flight
-from proxy.session.outbox import Outbox
+from proxy.session.outbox import Missing, Outbox
 from proxy.session.ports import Target
-from proxy.session.replies import SKIPPED_PARSE, SKIPPED_SYNC, Mode, Reply
-from proxy.session.statements import Prepared, Statement
+from proxy.session.replies import SKIPPED_SYNC, Mode, Reply
+from proxy.session.statements import Statement
 from proxy.wire import messages as m
 
 if TYPE_CHECKING:
@@ -27,24 +30,11 @@ _ROUTINE = b"\0RRevalidateCachedQuery\0"
 _MISSING = b"\0C26000\0"
 
 
-_CHECK = b"dualwire_check"
-
-
 @final
 class Cure:
-    """The repetition of one session's batches; see the module's docstring."""
+    """See the module's docstring."""
 
-    __slots__ = (
-        "_asked",
-        "_described",
-        "_error",
-        "_frames",
-        "_outbox",
-        "_session",
-        "_stage",
-        "_statements",
-        "_target",
-    )
+    __slots__ = ("_error", "_frames", "_outbox", "_session", "_stage", "_statements", "_status", "_target")
 
     def __init__(self, session: Session, outbox: Outbox) -> None:
         self._session = session
@@ -53,9 +43,8 @@ class Cure:
         self._error = b""
         self._target = Target.PRIMARY
         self._statements: list[Statement] = []
-        self._described: list[bytes] = []
-        self._stage: Literal["", "failed", "asked", "answered"] = ""
-        self._asked = False
+        self._status = 0
+        self._stage: Literal["", "failed", "over", "asked", "answered"] = ""
 
     @property
     def asked(self) -> bool:
@@ -65,7 +54,9 @@ class Cure:
     @property
     def due(self) -> bool:
         """Whether :meth:`proceed` is to be called once the bytes at hand are read."""
-        return self._stage == "answered"
+        return self._stage == "over" or self._stage == "answered"
+
+    # -- repeat ----------------------------------------------------------------------------------------------------
 
     def wants(self, message: bytes, flight: Flight) -> bool:
         """Whether an error that the client has not heard of can be cured; the caller has seen to the rest."""
@@ -77,16 +68,14 @@ class Cure:
                 return False
         elif _MISSING not in message or self._outbox.names is None:
             return False
-        statements = self._bound(frames)
+        statements = self._used(frames)
         if not statements:
             return False
         self._frames, self._error, self._target, self._statements = frames, message, flight.target, statements
-        self._described = []
-        self._asked = False
         self._stage = "failed"
         return True
 
-    def _bound(self, frames: list[bytes]) -> list[Statement]:
+    def _used(self, frames: list[bytes]) -> list[Statement]:
         """The statements that the batch uses and that the server had before it."""
         found: list[Statement] = []
         parsed: set[bytes] = set()
@@ -105,57 +94,12 @@ class Cure:
         """An error goes to the client: what it says is out of date on shared servers is not used there again."""
         names = self._outbox.names
         if names is not None and frames is not None and _CHANGED in message and _ROUTINE in message:
-            for statement in self._bound(frames):
+            for statement in self._used(frames):
                 names.renew(statement.sent, statement.wire_name)
                 statement.wire_name = b""
 
-    def answered(self) -> None:
-        """The ReadyForQuery came that ends what the client does not hear of."""
-        self._stage = "answered"
-
-    def proceed(self) -> None:
-        """Go on with the next step."""
+    def _repeat(self) -> None:
         prepared = self._outbox.prepared[self._target]
-        told = [statement.told for statement in self._statements if statement.told is not None]
-        if self._asked or not told:
-            same = len(told) == len(self._described) and all(
-                shape(one) == shape(other) for one, other in zip(told, self._described, strict=False)
-            )
-            self._finish(prepared, same)
-        elif self._session.context.hub.term.routing.tables:
-            # What is to be described is what the rules make of the text.
-            self._finish(prepared, False)
-        else:
-            self._verify()
-
-    def _verify(self) -> None:
-        """Ask what the described statements give now, under a name of our own."""
-        requests: list[bytes] = []
-        entries: list[Reply] = []
-        for statement in self._statements:
-            if statement.told is not None:
-                text, oids = statement.sent
-                requests += (
-                    m.parse(_CHECK, text, oids),
-                    m.describe_statement(_CHECK),
-                    m.close_statement(_CHECK),
-                )
-                entries += (
-                    SKIPPED_PARSE,
-                    Reply(m.DESCRIBE, Mode.SKIP, capture=self._described.append),
-                    Reply(m.CLOSE, Mode.SKIP),
-                )
-        self._stage = "asked"
-        self._asked = True
-        # An error leaves fewer descriptions than statements; with none at all the error is the client's too.
-        self._session.ask(self._target, b"".join((*requests, m.SYNC_FRAME)), [*entries, SKIPPED_SYNC])
-
-    def _finish(self, prepared: Prepared, same: bool) -> None:
-        self._stage = ""
-        if not same:
-            self.outdated(self._error, self._frames)
-            self._session.give_up(self._error)
-            return
         if _MISSING in self._error:
             prepared.clear()
         names, book = self._outbox.names, self._outbox.statements
@@ -171,6 +115,44 @@ class Cure:
                 # It was answered, but unheard: it is new again.
                 book.pop(m.cstring(frame, m.HEADER)[0], None)
         self._session.repeat(self._frames)
+
+    # -- check -----------------------------------------------------------------------------------------------------
+
+    def check(self, missing: list[Missing], target: Target) -> None:
+        """Prepare statements on a server and see whether they still give what the client was told."""
+        requests: list[bytes] = []
+        entries: list[Reply] = []
+        for one in missing:
+            self._outbox.prepare(one, target, requests, entries)
+            requests.append(m.describe_statement(one.name))
+            compare = functools.partial(self._compare, one.statement)
+            entries.append(Reply(m.DESCRIBE, Mode.SKIP, capture=compare))
+        self._stage, self._error, self._target = "asked", b"", target
+        self._session.ask(target, b"".join((*requests, m.SYNC_FRAME)), [*entries, SKIPPED_SYNC])
+
+    @staticmethod
+    def _compare(statement: Statement, description: bytes) -> None:
+        told = statement.told
+        statement.changed = told is not None and shape(told) != shape(description)
+
+    def heard(self, error: bytes) -> None:
+        """Our question was answered with an error."""
+        self._error = error
+
+    # -- either ----------------------------------------------------------------------------------------------------
+
+    def answered(self, status: int) -> None:
+        """The ReadyForQuery came that ends what the client does not hear of."""
+        self._status = status
+        self._stage = "answered" if self._stage == "asked" else "over"
+
+    def proceed(self) -> None:
+        """Go on with the next step."""
+        stage, self._stage = self._stage, ""
+        if stage == "over":
+            self._repeat()
+        else:
+            self._session.go_on(self._error, self._status)
 
 
 def shape(description: bytes) -> list[bytes]:

@@ -21,16 +21,22 @@ if TYPE_CHECKING:
 class ServerReplies:
     """The reply handler of one of a session's two servers."""
 
-    __slots__ = ("_primary", "_session", "_target")
+    __slots__ = ("_doubtful", "_primary", "_session", "_target")
 
     def __init__(self, session: Session, target: Target) -> None:
         self._session = session
         self._target = target
         self._primary = target is Target.PRIMARY
+        self._doubtful = False
 
     def on_ready(self, status: int) -> None:
         """A batch was answered in full."""
         session = self._session
+        if self._doubtful:
+            # Before anything is taken for answered.
+            raise Desync(
+                "whether the server answers a Sync sent behind the data of a failed COPY cannot be known"
+            )
         context = session.context
         flight = session.flights.popleft()
         context.hub.leave(flight.term)
@@ -109,11 +115,10 @@ class ServerReplies:
         if not self._primary and not len(session.queues[self._target]):
             return None
         if session.cure.asked:
+            session.cure.heard(message)
             return b""
         if session.copy_doubt:
-            raise Desync(
-                "whether the server answers a Sync sent behind the data of a failed COPY cannot be known"
-            )
+            self._doubtful = True
         if (
             quiet
             and session.quiet
@@ -141,7 +146,9 @@ class ServerReplies:
             flight.failed = True
             session.effects.settle(flight, IDLE, IDLE)
         session.queues[self._target].hush = False
-        session.cure.answered()
+        if self._primary and session.status != IDLE:
+            session.status = status
+        session.cure.answered(status)
 
     def on_skipped(self) -> None:
         """A server discards the Query that ended a batch: its batch goes on until the next Sync."""

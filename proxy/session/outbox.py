@@ -16,7 +16,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable
-from typing import final
+from typing import NamedTuple, final
 
 from proxy.rewrite.plan import Kind, Plan, Refusal
 from proxy.session.names import StatementNames
@@ -32,7 +32,7 @@ from proxy.session.replies import (
     Mode,
     Reply,
 )
-from proxy.session.statements import Prepared, Statement, deallocated
+from proxy.session.statements import Prepared, Sent, Statement, deallocated
 from proxy.session.work import Item
 from proxy.sql.splice import original_position
 from proxy.stats import Stats
@@ -56,6 +56,15 @@ PLAIN = {
 
 
 _CLOSE_NOTHING = m.frame(m.CLOSE, b"Pdualwire_nothing\0")
+
+
+class Missing(NamedTuple):
+    """A statement as a server must have it: its name there, its text and parameter types."""
+
+    statement: Statement
+    name: bytes
+    sent: Sent
+    rewritten: bool
 
 
 @final
@@ -230,43 +239,70 @@ class Outbox:
             entries.append(Reply(m.CLOSE, Mode.SKIP, undo=prepared.undo(eldest)))
             prepared.drop(eldest)
 
-    def _ensure_prepared(
-        self, item: Item, plan: Plan, target: Target, out: list[bytes], entries: list[Reply]
-    ) -> bytes:
-        """Prepare the statement behind the client's back where the server has not the text that is wanted now.
-
-        Returns the statement's name on the server.
-        """
-        prepared, name, sent = self.prepared[target], item.name, (plan.text, item.oids)
+    def _wanted(self, item: Item, plan: Plan) -> Missing:
+        """The statement as a server must have it."""
+        assert item.statement is not None
+        name, sent = item.name, (plan.text, item.oids)
         if name and self.names is not None:
             name = self.names.name(sent)
-            if item.statement is not None and not plan.rewritten:
+            if not plan.rewritten:
                 item.statement.wire_name = name
-        known = prepared.texts.get(name)
-        if (
-            known is not None
-            and known[0] == plan.text
-            and known[1] == item.oids
-            and prepared.unproved.get(name, self.batch) == self.batch
-        ):
-            if name and self.names is not None:
-                prepared.used(name)
-            return name
-        if known is not None and name:
+        return Missing(item.statement, name, sent, plan.rewritten)
+
+    def _has(self, prepared: Prepared, wanted: Missing) -> bool:
+        """Whether the server has it, or will have it before anything of this batch can fail."""
+        return (
+            prepared.texts.get(wanted.name) == wanted.sent
+            and prepared.unproved.get(wanted.name, self.batch) == self.batch
+        )
+
+    def missing(self, items: list[Item], target: Target) -> list[Missing]:
+        """Statements whose columns the client was told, and that the server would have to prepare first."""
+        found: list[Missing] = []
+        for item in items:
+            statement = item.statement
+            if (
+                item.kind == m.BIND
+                and statement is not None
+                and statement.told is not None
+                and statement.told[0] == m.ROW_DESCRIPTION
+                and item.plan is not None
+                and item.refusal is None
+                and statement is self.statements.get(item.name)
+            ):
+                wanted = self._wanted(item, item.plan)
+                if not self._has(self.prepared[target], wanted):
+                    found.append(wanted)
+        return found
+
+    def prepare(self, wanted: Missing, target: Target, out: list[bytes], entries: list[Reply]) -> None:
+        """Prepare a statement behind the client's back."""
+        prepared, name = self.prepared[target], wanted.name
+        if name in prepared.texts and name:
             out.append(m.close_statement(name))
             entries.append(Reply(m.CLOSE, Mode.SKIP, undo=prepared.undo(name)))
             prepared.drop(name)
         elif name and self.names is not None:
             self._make_room(prepared, out, entries)
-        out.append(m.parse(name, plan.text, item.oids))
+        out.append(m.parse(name, *wanted.sent))
         # Until it has succeeded, a batch that is pipelined behind this one prepares it once more.
-        rewritten = plan.rewritten and self.names is None
+        rewritten = wanted.rewritten and self.names is None
         proof = functools.partial(prepared.prove, name, rewritten)
         fate = None if name else self._fate(prepared)
         entries.append(Reply(m.PARSE, Mode.SKIP, undo=prepared.undo(name), capture=proof, fate=fate))
-        prepared.put(name, sent, True)
+        prepared.put(name, wanted.sent, True)
         prepared.unproved[name] = self.batch
-        return name
+
+    def _ensure_prepared(
+        self, item: Item, plan: Plan, target: Target, out: list[bytes], entries: list[Reply]
+    ) -> bytes:
+        """Prepare the statement where the server has not the text that is wanted now; its name on the server."""
+        wanted = self._wanted(item, plan)
+        if not self._has(self.prepared[target], wanted):
+            self.prepare(wanted, target, out, entries)
+        elif wanted.name and self.names is not None:
+            self.prepared[target].used(wanted.name)
+        return wanted.name
 
     def _emit_close(self, item: Item, target: Target, out: list[bytes]) -> Reply:
         if item.frame[5] != ord("S"):

@@ -30,6 +30,9 @@ RETIRED = Refusal(
 )
 """What a statement gets whose version was retired while the session's own version went on (DESIGN section 6)."""
 
+CHANGED = Refusal("0A000", "cached plan must not change result type")
+"""What a statement gets that gives other columns than its client was told."""
+
 _ENDS_TRANSACTION = frozenset((Kind.COMMIT, Kind.ROLLBACK, Kind.EMPTY))
 
 SideOf = Callable[[str], Side | Refusal]
@@ -130,7 +133,10 @@ def study(frames: list[bytes], statements: Mapping[bytes, Statement], scope: Sco
                     portals[m.cstring(frame, m.HEADER)[0]] = item
                 known = fresh[item.name] if item.name in fresh else statements.get(item.name)
                 item.statement = known
-                if known is not None:
+                if known is not None and known.changed:
+                    item.plan = Plan(known.text, Kind.UNPARSED, "columns_changed", refusal=CHANGED)
+                    item.refusal = CHANGED
+                elif known is not None:
                     _decide(item, work, scope, known.text, known.version, known.oids)
                 else:
                     work.reads_only = False

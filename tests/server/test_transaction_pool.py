@@ -12,7 +12,7 @@ import psycopg
 import pytest
 
 from tests.conftest import Database, Sidecar, SidecarFactory
-from tests.regressions.raw import SYNC, bind, codes, connected, describe, execute, kinds, parse, values
+from tests.regressions.raw import SYNC, bind, close, codes, connected, describe, execute, kinds, parse, values
 
 Shared = Callable[..., Sidecar]
 
@@ -250,7 +250,7 @@ async def test_an_outdated_plan_is_prepared_anew_unseen_unless_the_client_was_to
         assert codes(await described.ask(bind("s"), execute(), SYNC)) == ["0A000"]
         # As drivers recover from it.
         assert (
-            kinds(await described.ask(b"C\0\0\0\x07Ss\0", parse("SELECT * FROM t", "s"), describe("s"), SYNC))
+            kinds(await described.ask(close("s"), parse("SELECT * FROM t", "s"), describe("s"), SYNC))
             == "31tTZ"
         )
         assert kinds(await described.ask(bind("s"), execute(), SYNC)) == "2DCZ"
@@ -270,6 +270,23 @@ async def test_a_change_that_leaves_the_columns_as_told_is_cured(shared: Shared,
     database.sql("ALTER TABLE t ALTER a TYPE int")
     assert await statement.fetchval() == 1
     await client.close()
+
+
+async def test_a_described_statement_is_not_run_where_it_gives_other_columns(
+    shared: Shared, database: Database
+) -> None:
+    database.sql("CREATE TABLE t (id int, name text); INSERT INTO t VALUES (7, 'one')")
+    proxy = shared(2)
+    async with connected(proxy) as one, connected(proxy) as two:
+        await one.ask(parse("SELECT * FROM t", "s"), describe("s"), bind("s"), execute(), SYNC)
+        first = await one.pid()
+        await two.query("BEGIN")
+        assert await two.pid() == first
+        database.sql("ALTER TABLE t DROP COLUMN id; ALTER TABLE t ADD COLUMN id int DEFAULT 7")
+        answer = await one.ask(bind("s"), execute(), SYNC)
+        assert (kinds(answer), codes(answer)) == ("EZ", ["0A000"])
+        assert kinds(await one.ask(close("s"), parse("SELECT * FROM t", "s"), describe("s"), SYNC)) == "31tTZ"
+        assert values(await one.ask(bind("s"), execute(), SYNC)) == ["one"]
 
 
 async def test_statements_that_somebody_deallocated_are_prepared_anew(shared: Shared) -> None:
@@ -293,7 +310,9 @@ async def test_reads_of_a_replica_are_shared_too(
 
     def replica_reads() -> int:
         found = re.findall(
-            r'^dualwire_routing_decisions_total\{.*target="replica".*\} (\d+)', proxy.get("/metrics")[1], re.MULTILINE
+            r'^dualwire_routing_decisions_total\{.*target="replica".*\} (\d+)',
+            proxy.get("/metrics")[1],
+            re.MULTILINE,
         )
         return sum(map(int, found))
 
