@@ -128,7 +128,7 @@ class ClientConnection(asyncio.Protocol):
         session = self.session
         if session is None:
             self._end(reusable=False)
-        elif session.leaving and not session.drained and not session.closed:
+        elif session.leaving and not session.drained and not session.closed and not session.unended:
             return
         elif session.flights and not session.closed:
             self._orphan(session)
@@ -533,7 +533,10 @@ class ClientConnection(asyncio.Protocol):
             self.sidecar.make_way(self.database.settings.primary, database)
 
     def finish(self) -> None:
-        """The client has said goodbye."""
+        """The client has said goodbye, and everything that can be answered was."""
+        session = self.session
+        if self._gone and session is not None and not session.closed and session.unended:
+            self._orphan(session)
         self._close()
 
     def fail(self, sqlstate: str, message: str, hint: str = "") -> None:

@@ -210,6 +210,13 @@ class Session:
             self._pump()
         except m.ProtocolViolation as exc:
             self.port.fail("08P01", str(exc))
+        if self.leaving:
+            self._leave()
+
+    def _leave(self) -> None:
+        """After a goodbye: everything was answered, or what is left is a batch that nobody will end."""
+        if not self._ready and not self.blocked and (not self.flights or self.open_flight is not None):
+            self.port.finish()
 
     @property
     def drained(self) -> bool:
@@ -567,10 +574,10 @@ class Session:
             # It has said goodbye instead of sending data; the server has two errors to say about that.
             self.copying = False
             self.port.to_server(target, m.TERMINATE_FRAME)
-        if self.leaving and self.drained:
-            self.port.finish()
         if self.blocked == "drain" and (not self.flights or self.open_flight is not None or self.copying):
             self._resume()
+        if self.leaving:
+            self._leave()
         if self.shared and not self.flights:
             self._settle_lease()
             if target:

@@ -125,15 +125,19 @@ class Cure:
         for one in missing:
             self._outbox.prepare(one, target, requests, entries)
             requests.append(m.describe_statement(one.name))
-            compare = functools.partial(self._compare, one.statement)
+            compare = functools.partial(self._compare, one, target)
             entries.append(Reply(m.DESCRIBE, Mode.SKIP, capture=compare))
         self._stage, self._error, self._target = "asked", b"", target
         self._session.ask(target, b"".join((*requests, m.SYNC_FRAME)), [*entries, SKIPPED_SYNC])
 
-    @staticmethod
-    def _compare(statement: Statement, description: bytes) -> None:
-        told = statement.told
-        statement.changed = told is not None and shape(told) != shape(description)
+    def _compare(self, one: Missing, target: Target, description: bytes) -> None:
+        statement = one.statement
+        if statement.told is None or shape(statement.told) == shape(description):
+            statement.told_as = statement.wire_name
+            return
+        statement.changed = True
+        if self._outbox.names is None:
+            self._outbox.prepared[target].rewritten.add(one.name)
 
     def heard(self, error: bytes) -> None:
         """Our question was answered with an error."""

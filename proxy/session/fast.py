@@ -93,6 +93,8 @@ def pass_shared(session: Session, frames: list[bytes], term: Term) -> bool:
                     return False
                 if name:
                     if not statement.wire_name:
+                        if statement.told is not None:
+                            return False
                         statement.wire_name = names.name(statement.sent)
                     name = statement.wire_name
                     if name not in prepared.texts:
@@ -131,7 +133,7 @@ def harmless_batch(frames: list[bytes], statements: dict[bytes, Statement]) -> b
             name = m.read_bind_names(frame)[1]
             if name:
                 statement = statements.get(name)
-                if statement is None or not statement.harmless:
+                if statement is None or statement.changed or not statement.harmless:
                     return False
         elif kind == m.CLOSE or (kind == m.DESCRIBE and frame[5:6] == b"S"):
             return False

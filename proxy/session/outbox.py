@@ -271,7 +271,7 @@ class Outbox:
                 and statement is self.statements.get(item.name)
             ):
                 wanted = self._wanted(item, item.plan)
-                if not self._has(self.prepared[target], wanted):
+                if not self._has(self.prepared[target], wanted) or statement.told_as != statement.wire_name:
                     found.append(wanted)
         return found
 

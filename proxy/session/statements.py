@@ -29,7 +29,7 @@ Sent = tuple[bytes, tuple[int, ...]]
 class Statement:
     """One prepared statement as its client knows it. Decodes its Parse frame only when somebody needs the text."""
 
-    __slots__ = ("_frame", "_harmless", "_parts", "changed", "told", "version", "wire_name")
+    __slots__ = ("_frame", "_harmless", "_parts", "changed", "told", "told_as", "version", "wire_name")
 
     def __init__(self, frame: bytes, version: str) -> None:
         self._frame = frame
@@ -38,6 +38,8 @@ class Statement:
         self.version = version
         self.told: bytes | None = None
         """The RowDescription or NoData frame that a Describe of the statement was answered with."""
+        self.told_as = b""
+        """The name on shared servers that the description was given for."""
         self.changed = False
         """What it gives is not what the client was told any more."""
         self.wire_name = b""
@@ -74,6 +76,7 @@ class Statement:
     def hear(self, description: bytes) -> None:
         """A Describe was answered."""
         self.told = description
+        self.told_as = self.wire_name
 
     @property
     def oids(self) -> tuple[int, ...]:
