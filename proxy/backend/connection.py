@@ -301,6 +301,7 @@ class ServerConnection(asyncio.Protocol):
                 )
             ) from exc
         self._transport = cast(asyncio.Transport, transport)
+        self.send = self._transport.write
         # The handshake made it read again.
         self._paused = False
         self.encrypted = True
