@@ -20,29 +20,26 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final, Literal, final
 
-from proxy.rewrite.plan import Kind, Plan, Refusal
+from proxy.rewrite.plan import Refusal
 from proxy.session.context import Context, Flight, Term
 from proxy.session.cure import Cure
-from proxy.session.databases import wanted_alone
 from proxy.session.effects import FAILED, IDLE, Effects
 from proxy.session.fast import harmless_batch, pass_own, pass_shared
 from proxy.session.listener import ServerReplies
-from proxy.session.outbox import PLAIN, Outbox, discards_all
+from proxy.session.outbox import PLAIN, Outbox
 from proxy.session.ports import Port, Target, Verdict
 from proxy.session.reading import Reading
-from proxy.session.replies import PLAIN_BIND, PLAIN_DESCRIBE, PLAIN_EXECUTE, PLAIN_SYNC, Reply, ReplyQueue
+from proxy.session.replies import PLAIN_SYNC, Reply, ReplyQueue
+from proxy.session.sending import ENDS, choose, send
 from proxy.session.settings import DEFAULT_SEARCH_PATH, SessionSettings
 from proxy.session.spoken import Spoken
-from proxy.session.work import Item, Scope, Work, study
+from proxy.session.work import Scope, study
 from proxy.wire import messages as m
 from proxy.wire.framing import Framer
 
 MAX_BATCH: Final = 65_536
 """Bytes of an unfinished batch that are held back before it is decided as it stands."""
-_ENDS: Final = (m.QUERY, m.SYNC, m.FUNCTION_CALL)
 _COPY: Final = (m.COPY_DATA, m.COPY_DONE, m.COPY_FAIL)
-_LEAVES: Final = frozenset((Kind.COMMIT, Kind.ROLLBACK, Kind.SAVEPOINT))
-_FORGETFUL: Final = frozenset((Kind.SESSION, Kind.UNPARSED))
 _CANCELLED: Final = m.error_response("57014", "canceling statement due to user request")
 
 
@@ -146,7 +143,7 @@ class Session:
             self._complete()
         self._batch.append(frame)
         self._batch_bytes += len(frame)
-        if kind in _ENDS or kind == m.FLUSH or self._batch_bytes > MAX_BATCH:
+        if kind in ENDS or kind == m.FLUSH or self._batch_bytes > MAX_BATCH:
             self._complete()
 
     @property
@@ -299,7 +296,7 @@ class Session:
             context.stats.parked += 1
             hub.park(self._on_release)
             return False
-        target, reason = self._choose(work, frames[-1][0])
+        target, reason = choose(self, work, frames[-1][0])
         if target is None:
             self.blocked = "drain"
             return False
@@ -318,7 +315,7 @@ class Session:
                     self.cure.check(missing, target)
                 return False
         context.stats.decisions[(target.name.lower(), reason)] += 1
-        self._send(frames, work, target, term)
+        send(self, frames, work, target, term)
         return True
 
     def _lease(self) -> bool:
@@ -370,7 +367,7 @@ class Session:
             self.blocked not in ("lease", "hold", "probe")
             or self.flights
             or self.status != IDLE
-            or self._ready[0][-1][0] not in _ENDS
+            or self._ready[0][-1][0] not in ENDS
         ):
             return False
         if self.blocked == "hold":
@@ -394,38 +391,6 @@ class Session:
         """Whether there are statements of a version that the session speaks no longer; each must be looked at."""
         self.spoken.changed = self.outbox.foreign(self.spoken.version)
         return self.spoken.changed
-
-    def _choose(self, work: Work, last: int) -> tuple[Target | None, str]:
-        """Where the batch goes, and why; None: nowhere before the other server has answered."""
-        if self.flights:
-            if self.target is Target.PRIMARY:
-                return Target.PRIMARY, "pipelined"
-            # The same replica as before, if it is still fit for this one too.
-            if (
-                work.reads_only
-                and last in _ENDS
-                and self.reading.replica_for(work)[0] == self.reading.replica
-            ):
-                return Target.REPLICA, "pipelined"
-            return None, "drain"
-        if self.status != IDLE:
-            return Target.PRIMARY, "in_transaction"
-        if not self.context.reads.enabled:
-            return Target.PRIMARY, "no_replica"
-        if not work.reads_only:
-            return Target.PRIMARY, "not_read_only"
-        if last not in _ENDS:
-            return Target.PRIMARY, "unfinished_batch"
-        if not work.plans:
-            return Target.PRIMARY, "no_statement"
-        index, reason = self.reading.replica_for(work)
-        if index is None:
-            self.reading.waits(reason)
-            return Target.PRIMARY, reason
-        if not self.port.replica_ready(index):
-            return Target.PRIMARY, "replica_connecting"
-        self.reading.found(index)
-        return Target.REPLICA, reason
 
     def _on_verdict(self, verdict: Verdict) -> None:
         if not self.closed and self.blocked == "probe":
@@ -465,94 +430,6 @@ class Session:
         self.flights.append(flight)
         self.target = Target.PRIMARY
         return flight
-
-    def _send(self, frames: list[bytes], work: Work, target: Target, term: Term) -> None:
-        context = self.context
-        flight = self.open_flight
-        if flight is None:
-            flight = Flight(term, target, context.clock(), frames)
-            term.active += 1
-            self.quiet = not self.flights
-            self.flights.append(flight)
-        else:
-            flight.frames = None
-        last = work.items[-1].kind
-        self.open_flight = None if last in _ENDS else flight
-        self.target = target
-        if work.touches and not self.touching:
-            self.touching = True
-            context.hub.touch()
-        out: list[bytes] = []
-        entries: list[Reply] = []
-        failed = (
-            self.status == FAILED
-            and len(self.flights) == 1
-            and not any(plan.kind in _LEAVES for plan in work.plans)
-        )
-        self.outbox.batch += 1
-        flight.books = flight.books or any(
-            item.kind in (m.PARSE, m.CLOSE) and item.name != b"" for item in work.items
-        )
-        for item in work.items:
-            entry = self.outbox.emit(item, target, out, entries, failed)
-            if item.plan is not None:
-                self._note(item, item.plan, flight)
-            ran = item if item.kind == m.QUERY else item.runs
-            if ran is not None and ran.plan is not None and ran.plan.kind in _FORGETFUL:
-                undo = self.forget(ran.text, flight)
-                if undo is not None and item.kind == m.EXECUTE:
-                    entry = Reply(m.EXECUTE, undo=undo)
-                elif undo is not None:
-                    flight.undo.append(undo)
-            if entry is not None:
-                entries.append(entry)
-        if (
-            last == m.SYNC
-            and len(work.items) > 1
-            and all(entry in (PLAIN_BIND, PLAIN_EXECUTE, PLAIN_DESCRIBE, PLAIN_SYNC) for entry in entries)
-        ):
-            entries = [PLAIN_SYNC]
-        self.queues[target].expect_all(entries)
-        data = out[0] if len(out) == 1 else b"".join(out)
-        if target is Target.PRIMARY:
-            self.send_primary(data)
-        else:
-            self.port.to_server(target, data)
-
-    def forget(self, text: bytes, flight: Flight) -> Callable[[], None] | None:
-        """Follow an SQL DEALLOCATE or DISCARD; what brings back what was forgotten, should it fail."""
-        undo = self.outbox.forget(text)
-        if undo is not None:
-            flight.books = True
-            if discards_all(text):
-                self.effects.discarded(flight)
-        return undo
-
-    def make_way(self, text: bytes) -> None:
-        """A statement may need a database for itself."""
-        name = wanted_alone(text)
-        if name is not None:
-            self.port.make_way(name)
-
-    def _note(self, item: Item, plan: Plan, flight: Flight) -> None:
-        """What sending the statement means for the session and its counters."""
-        stats = self.context.stats
-        if item.refusal is not None:
-            if item.decides:
-                stats.refusals[plan.reason] += 1
-            return
-        if item.kind == m.QUERY or item.kind == m.BIND:
-            if plan.rewritten:
-                stats.rewrites[plan.reason] += 1
-            if plan.mirrored:
-                stats.mirrored += 1
-            elif plan.guarded:
-                stats.guarded += 1
-            self.effects.note(item.text, plan, flight)
-            if plan.kind in (Kind.DDL, Kind.WRITE) and plan.statements == 1:
-                self.make_way(item.text)
-            if plan.temp_relations:
-                self.settings.temp |= frozenset(plan.temp_relations)
 
     # -- from the servers ------------------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 from proxy.session.context import Term
 from proxy.session.harmless import harmless
 from proxy.session.outbox import PLAIN, renamed
+from proxy.session.sending import forget, make_way
 from proxy.session.statements import Statement
 from proxy.wire import messages as m
 
@@ -42,7 +43,7 @@ def pass_own(session: Session, frames: list[bytes], term: Term) -> bool:
                 outbox.prepared[0].texts[b""] = statement.sent
                 outbox.statements[b""] = statement
                 if len(frame) > 6 and frame[6] in _OF_INTEREST:
-                    session.make_way(statement.text)
+                    make_way(session, statement.text)
             elif kind == m.CLOSE:
                 return False
             elif kind == m.DESCRIBE and len(frame) > 7 and frame[5] == 0x53:
@@ -54,10 +55,10 @@ def pass_own(session: Session, frames: list[bytes], term: Term) -> bool:
     session.settings.unknown = True
     flight = session.fly(frames, term)
     if end == m.QUERY and len(last) > 5 and last[5] in _OF_INTEREST:
-        undo = session.forget(last[5:-1], flight)
+        undo = forget(session, last[5:-1], flight)
         if undo is not None:
             flight.undo.append(undo)
-        session.make_way(last[5:-1])
+        make_way(session, last[5:-1])
     session.context.stats.queries += queries
     session.queues[0].expect(PLAIN[end])
     session.send_primary(last if len(frames) == 1 else b"".join(frames))
