@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import asyncpg
 
 from migrator.errors import NotObtained, Refused, Usage
@@ -9,8 +11,14 @@ from migrator.errors import NotObtained, Refused, Usage
 APPLICATION = "dualwire migrator"
 
 
-async def connect(dsn: str | None, *, application: str = APPLICATION) -> asyncpg.Connection:
-    """A connection to the primary that is to be migrated.
+PROBE = "dualwire.version"
+"""A startup parameter that a sidecar keeps to itself; a server makes a setting of it."""
+
+
+async def connect(
+    dsn: str | None, *, application: str = APPLICATION, settings: Mapping[str, str] | None = None
+) -> asyncpg.Connection:
+    """A connection to the primary that is to be migrated, with further startup ``settings``.
 
     Raises:
         Usage: no DSN, or one that cannot be understood.
@@ -33,6 +41,7 @@ async def connect(dsn: str | None, *, application: str = APPLICATION) -> asyncpg
                 "lock_timeout": "0",
                 "jit": "off",
                 "default_transaction_isolation": "read committed",
+                **(settings or {}),
             },
         )
     except asyncpg.ClientConfigurationError as error:

@@ -90,7 +90,7 @@ async def working(dsn: str | None, lock_wait: float) -> AsyncIterator[Session]:
     """A connection with the control schema, the migrator's lock, and no pooler between."""
     conn = await connect(dsn)
     try:
-        await preflight.refuse_pooler(conn)
+        await preflight.refuse_pooler(conn, dsn)
         await install.require(conn)
         yield await acquire(conn, lock_wait)
     finally:

@@ -5,20 +5,32 @@ from __future__ import annotations
 import asyncpg
 
 from migrator.catalog import find_table
+from migrator.database import PROBE, connect
 from migrator.design import Design, Finding
-from migrator.errors import Refused
+from migrator.errors import NotObtained, Refused
 from migrator.lint import error, info, warning
 
 MINIMUM_VERSION = 150000
 
 
-async def refuse_pooler(conn: asyncpg.Connection) -> None:
-    """A pooler would take the migrator's lock away between two statements.
+async def refuse_pooler(conn: asyncpg.Connection, dsn: str | None) -> None:
+    """A pooler would take the migrator's lock away between two statements, and a sidecar would rewrite them.
 
-    The process that the connection's key data names must be the one that answers.
+    The process that the connection's key data names must be the one that answers. A sidecar that keeps a server for
+    each client hides even that; it is known by a startup parameter that it does not hand on.
     """
     answering = {await conn.fetchval("SELECT pg_backend_pid()") for _ in range(3)}
-    if answering != {conn.get_server_pid()}:
+    direct = answering == {conn.get_server_pid()}
+    if direct:
+        try:
+            probe = await connect(dsn, settings={PROBE: "auto"})
+        except NotObtained:
+            # Refused for the parameter's sake, as poolers do.
+            direct = False
+        else:
+            direct = await probe.fetchval("SELECT current_setting($1, true)", PROBE) == "auto"
+            await probe.close()
+    if not direct:
         raise Refused(
             "the DSN goes through a connection pooler or a sidecar",
             hint="Name the primary server itself: the migrator's lock lives in its session.",

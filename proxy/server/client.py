@@ -56,6 +56,8 @@ class ClientConnection(asyncio.Protocol):
         self._servers: list[ServerConnection | None] = [None, None]
         self._replica_task: asyncio.Task[None] | None = None
         self._lease_task: asyncio.Task[None] | None = None
+        self._taken: ServerConnection | None = None
+        """A primary connection that has yet to be brought to the session's settings."""
         self._server_parameters: dict[str, str] = {}
         self._pool_key: Key = ()
         self._connected = 0.0
@@ -237,12 +239,16 @@ class ClientConnection(asyncio.Protocol):
                 task.cancel()
         primary, replica = self._servers
         self._servers = [None, None]
+        taken, self._taken = self._taken, None
         if self.session is not None:
             self.session.send_primary = _nowhere
         if database is None:
             return
         if primary is not None:
             database.primary.release(primary, reusable=reusable, rollback=rollback)
+        if taken is not None:
+            # The task that was to have it has been cancelled before it could begin.
+            database.primary.release(taken, reusable=True)
         session = self.session
         if replica is not None and session is not None and session.reading.replica is not None:
             clean = not len(session.queues[Target.REPLICA])
@@ -380,7 +386,8 @@ class ClientConnection(asyncio.Protocol):
         if server is not None and (server.applied is applied or server.applied == applied):
             self._have(server, session)
             return True
-        self._lease_task = self.sidecar.spawn(self._wait_for_server(database, session, server))
+        self._taken = server
+        self._lease_task = self.sidecar.spawn(self._wait_for_server(database, session))
         return False
 
     def _have(self, server: ServerConnection, session: Session) -> None:
@@ -399,11 +406,10 @@ class ClientConnection(asyncio.Protocol):
                         self.to_client(m.parameter_status(name, value))
                         session.settings.report(name, value)
 
-    async def _wait_for_server(
-        self, database: DatabaseRuntime, session: Session, server: ServerConnection | None
-    ) -> None:
+    async def _wait_for_server(self, database: DatabaseRuntime, session: Session) -> None:
         """Wait for a primary connection and bring it to the session's settings."""
         pool = database.primary
+        server, self._taken = self._taken, None
         try:
             if server is None:
                 server = await pool.acquire(self._server_parameters, self._password)
