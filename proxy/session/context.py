@@ -118,8 +118,8 @@ class Flight:
         """The pins that end if it succeeds, outside of a transaction."""
         self.books = False
         """It gives names to statements, or takes them away."""
-        self.copy_over = False
-        """COPY data was sent to its end before the server had asked for any."""
+        self.copy_over = -1
+        """COPY data was sent to its end before the server had asked for any: how many requests stood before that."""
         self.data_inside = self.data_behind = False
         """COPY data was sent before the server had asked for any: before, or after the batch's Sync."""
         self.keep_sync = False

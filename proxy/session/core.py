@@ -173,7 +173,7 @@ class Session:
                 self.copying = False
             else:
                 flight = self.flights[-1]
-                flight.copy_over = True
+                flight.copy_over = self.queues[self.target].sent
                 flight.keep_sync = flight is self.open_flight
 
     def _send_into_copy(self, frames: list[bytes]) -> None:

@@ -69,11 +69,14 @@ class ServerReplies:
         flights = session.flights
         if not flights:
             return 0
+        queue = session.queues[self._target]
+        # Of the request that the server has come to; an end of data that was sent before it ended nothing.
+        position = queue.sent - len(queue)
         last = len(flights) - 1
         session.copying = True
         session.copied = False
         for index, flight in enumerate(flights):
-            if flight.copy_over:
+            if flight.copy_over > position:
                 last, session.copying = index, False
                 break
         # Whether the last of them goes on behind the data.

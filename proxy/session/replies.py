@@ -156,7 +156,7 @@ class ReplyHandler(Protocol):
 class ReplyQueue:
     """Expected replies of one server connection; see the module's docstring for its rules."""
 
-    __slots__ = ("_entries", "_handler", "_held", "_need", "_skipping", "_tail", "_through", "hush")
+    __slots__ = ("_entries", "_handler", "_held", "_need", "_skipping", "_tail", "_through", "hush", "sent")
 
     def __init__(self, handler: ReplyHandler) -> None:
         self._entries: deque[Reply] = deque()
@@ -168,6 +168,8 @@ class ReplyQueue:
         """Answers that the client gets with the next message: until then it has heard nothing."""
         self._skipping = False
         """The server discards everything up to the next Sync, which was not sent yet."""
+        self.sent = 0
+        """Requests that ever got an entry."""
         self.hush = False
         """The batch under way is all ours: the client gets nothing of it."""
 
@@ -190,12 +192,14 @@ class ReplyQueue:
     def expect(self, reply: Reply) -> None:
         """Append the entry of a request that is about to be sent."""
         self._entries.append(reply)
+        self.sent += 1
         if self._skipping:
             self._discard()
 
     def expect_all(self, replies: list[Reply]) -> None:
         """Append the entries of a batch."""
         self._entries.extend(replies)
+        self.sent += len(replies)
         if self._skipping:
             self._discard()
 
@@ -354,4 +358,5 @@ class ReplyQueue:
             for index, entry in enumerate(entries):
                 if entry.request == m.SYNC:
                     del entries[index]
+                    self.sent -= 1
                     break
