@@ -1,176 +1,122 @@
-"""``pgbench -S`` straight, through PgBouncer (if installed) and through dualwire, in one run: tps and CPU as ratios.
+"""``pgbench -S`` through each way, in three protocols: transactions a second, and the proxy's CPU for each.
 
-Run with ``make bench``. Machines are noisy, so figures are medians over interleaved rounds and what counts is the ratio
-of dualwire to PgBouncer of the same run. CPU is the proxy process's user and system time per transaction.
-
-Environment: ``BENCH_SECONDS`` (of one pgbench run, default 4), ``BENCH_ROUNDS`` (default 3), ``BENCH_CLIENTS``
-(default "8 64").
+Ratios are to PgBouncer in the same pool mode, or in session mode where it cannot do what is asked; to the straight way
+if there is no PgBouncer. A relay that only copies bytes shows what any proxy on this event loop costs.
 """
 
 from __future__ import annotations
 
-import os
-import re
-import shutil
-import subprocess
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from statistics import median
+from contextlib import ExitStack
 
 import pytest
-from rich.console import Console
-from rich.table import Table
 
-from migrator.cluster.cluster import client_program
-from migrator.cluster.embedded import free_port
-from proxy.build.state import describe
-from tests.conftest import Database, SidecarFactory
+from migrator.cluster.embedded import EmbeddedServer
+from tests.bench import runs
+from tests.bench.ways import Setup, Way
 
-SECONDS = int(os.environ.get("BENCH_SECONDS", "4"))
-ROUNDS = int(os.environ.get("BENCH_ROUNDS", "3"))
-CLIENTS = [int(word) for word in os.environ.get("BENCH_CLIENTS", "8 64").split()]
 MODES = ("simple", "extended", "prepared")
-TICKS = os.sysconf("SC_CLK_TCK")
 
 pytestmark = [pytest.mark.bench, pytest.mark.timeout(0)]
 
 
-@dataclass(frozen=True)
-class Way:
-    """One way to the server: where pgbench connects, and the process whose CPU counts."""
-
-    name: str
-    port: int
-    pid: int | None
-    database: str
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One pgbench run."""
-
-    tps: float
-    cpu_us: float | None
-    """Microseconds of the proxy's CPU a transaction; None for the straight way."""
+def every_way(setup: Setup, stack: ExitStack) -> list[Way]:
+    """All ways that there are here."""
+    ways = [
+        setup.direct(),
+        stack.enter_context(setup.pgbouncer("session")),
+        stack.enter_context(setup.dualwire("session")),
+        stack.enter_context(setup.pgbouncer("transaction")),
+        stack.enter_context(setup.dualwire("transaction")),
+        stack.enter_context(setup.pgpool()),
+    ]
+    return [way for way in ways if way is not None]
 
 
-def _cpu_seconds(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / TICKS
+def control_of(name: str, there: set[str]) -> str:
+    """What a way is compared with, of the ways that were measured."""
+    for candidate in (f"pgbouncer {name.rpartition(' ')[2]}", "pgbouncer session"):
+        if candidate in there:
+            return candidate
+    return "direct"
 
 
-def _run(way: Way, mode: str, clients: int, user: str, password: str | None) -> Figure:
-    before = 0.0 if way.pid is None else _cpu_seconds(way.pid)
-    output = subprocess.run(
-        [
-            str(client_program("pgbench")),
-            *("-n", "-S", "-M", mode, "-c", str(clients), "-j", "1", "-T", str(SECONDS)),
-            *("-h", "127.0.0.1", "-p", str(way.port), "-U", user, way.database),
-        ],
-        check=True,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PGPASSWORD": password or ""},
-    )
-    assert "number of failed transactions: 0 " in output.stdout, output.stdout + output.stderr
-    done = int(re.search(r"transactions actually processed: (\d+)", output.stdout)[1])  # type: ignore[index]
-    tps = float(re.search(r"tps = ([\d.]+)", output.stdout)[1])  # type: ignore[index]
-    cpu = None if way.pid is None else (_cpu_seconds(way.pid) - before) / done * 1e6
-    return Figure(tps, cpu)
-
-
-@contextmanager
-def _pgbouncer(database: Database, directory: Path) -> Iterator[Way | None]:
-    """PgBouncer in session mode, as Debian packages it, with one process; None if it is not installed."""
-    program = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin")
-    if program is None:
-        yield None
-        return
-    port, address = free_port(), database.cluster.primary.address
-    password = "" if address.password is None else f" password={address.password}"
-    directory.chmod(0o755)
-    (directory / "users.txt").write_text(f'"{address.user}" ""\n')
-    config = directory / "pgbouncer.ini"
-    config.write_text(
-        f"[databases]\nbench = host={address.host} port={address.port} dbname={database.name} "
-        f"user={address.user}{password}\n"
-        f"[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nauth_type = any\npool_mode = session\n"
-        "unix_socket_dir =\nmax_client_conn = 500\ndefault_pool_size = 200\nlog_connections = 0\n"
-        "log_disconnections = 0\nserver_tls_sslmode = disable\nignore_startup_parameters = extra_float_digits\n"
-    )
-    # It refuses to run as root.
-    user = ["-u", "nobody"] if os.geteuid() == 0 else []
-    process = subprocess.Popen([program, "-q", *user, str(config)])
-    database.cluster.adopt(process.pid)
-    try:
-        time.sleep(1)
-        assert process.poll() is None, "pgbouncer did not start"
-        yield Way("pgbouncer", port, process.pid, "bench")
-    finally:
-        process.terminate()
-        process.wait(10)
-
-
-def test_select_only_pgbench_against_pgbouncer(
-    database: Database, sidecar: SidecarFactory, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    primary = database.cluster.primary
-    address = primary.address
-    subprocess.run(
-        [str(client_program("pgbench")), "-i", "-s", "10", "-q", database.dsn],
-        check=True,
-        capture_output=True,
-    )
-    config = "\n".join(
-        line for line in sidecar.default_config().splitlines() if not line.startswith("replicas")
-    )
-    proxy = sidecar(config)
-    figures: dict[tuple[str, int, str], list[Figure]] = {}
-    with _pgbouncer(database, tmp_path_factory.getbasetemp()) as bouncer:
-        ways = [
-            Way("direct", primary.port, None, database.name),
-            *([bouncer] if bouncer else []),
-            Way("dualwire", proxy.port, proxy.process.pid, proxy.database),
+def test_throughput_and_cpu_of_a_query(setup: Setup) -> None:
+    with ExitStack() as stack:
+        ways = [*every_way(setup, stack), stack.enter_context(setup.relay())]
+        cells = [
+            (mode, clients, way)
+            for mode in MODES
+            for clients in runs.CLIENTS
+            for way in ways
+            if mode not in way.unable
         ]
-        for _ in range(ROUNDS):
-            for mode in MODES:
-                for clients in CLIENTS:
-                    for way in ways:
-                        figure = _run(way, mode, clients, address.user, address.password)
-                        figures.setdefault((mode, clients, way.name), []).append(figure)
-    _report(figures, [way.name for way in ways])
-    assert all(figure.tps > 0 for runs in figures.values() for figure in runs)
-
-
-def _report(figures: dict[tuple[str, int, str], list[Figure]], ways: list[str]) -> None:
-    control = "pgbouncer" if "pgbouncer" in ways else "direct"
-    table = Table(
-        title=f"pgbench -S, dualwire {describe()}, {ROUNDS} rounds of {SECONDS} s, medians; ratios to {control}"
+        found = runs.rounds(
+            [(mode, clients, way.name) for mode, clients, way in cells],
+            lambda cell: runs.pgbench(next(way for way in ways if way.name == cell[2]), cell[0], cell[1]),
+        )
+    made = runs.table(
+        f"pgbench -S, {runs.ROUNDS} rounds of {runs.SECONDS} s",
+        (
+            *("mode", "clients", "way", "tps", "CPU µs/query"),
+            *("of it in the kernel", "tps ratio", "CPU ratio", "ratio to"),
+        ),
     )
-    for heading in ("mode", "clients", "way", "tps", "CPU µs/query", f"tps / {control}", f"CPU / {control}"):
-        table.add_column(heading, justify="left" if heading in ("mode", "way") else "right")
-    for mode in MODES:
-        for clients in CLIENTS:
-            reference = figures[(mode, clients, control)]
-            for way in ways:
-                runs = figures[(mode, clients, way)]
-                tps, cpu = median(run.tps for run in runs), _median_cpu(runs)
-                reference_cpu = _median_cpu(reference)
-                table.add_row(
-                    mode,
-                    str(clients),
-                    way,
-                    f"{tps:,.0f}",
-                    "" if cpu is None else f"{cpu:.1f}",
-                    f"{tps / median(run.tps for run in reference):.2f}",
-                    "" if cpu is None or not reference_cpu else f"{cpu / reference_cpu:.2f}",
-                )
-    Console(width=100).print(table)
+    for mode, clients, name in found:
+        figures = found[(mode, clients, name)]
+        there = {
+            other for its_mode, its_clients, other in found if (its_mode, its_clients) == (mode, clients)
+        }
+        control = control_of(name, there)
+        reference = found[(mode, clients, control)]
+        cpu = [figure.cpu for figure in figures]
+        known, compared = any(cpu), name != control
+        made.add_row(
+            mode,
+            str(clients),
+            name,
+            runs.spread(figure.tps for figure in figures).text(),
+            runs.spread(cpu).text(".1f") if known else "",
+            f"{runs.spread(figure.system for figure in figures).middle:.1f}" if known else "",
+            runs.ratios([f.tps for f in figures], [f.tps for f in reference]).text(".2f") if compared else "",
+            runs.ratios(cpu, [f.cpu for f in reference]).text(".2f")
+            if known and compared and all(f.cpu for f in reference)
+            else "",
+            control if compared else "",
+        )
+    runs.show(made, sorted({reason for way in ways for reason in way.unable.values()}))
+    assert all(figure.tps > 0 for figures in found.values() for figure in figures)
 
 
-def _median_cpu(runs: list[Figure]) -> float | None:
-    known = [run.cpu_us for run in runs if run.cpu_us is not None]
-    return median(known) if known else None
+def test_server_reached_over_a_unix_socket(setup: Setup) -> None:
+    primary = setup.cluster.primary
+    if not isinstance(primary, EmbeddedServer):
+        pytest.skip("where the sockets of this server are is not known")
+    with ExitStack() as stack:
+        ways = [
+            stack.enter_context(setup.dualwire(mode, sockets=sockets))
+            for mode in ("session", "transaction")
+            for sockets in (None, primary.sockets)
+        ]
+        found = runs.rounds(
+            [(mode, way.name) for mode in ("simple", "prepared") for way in ways],
+            lambda cell: runs.pgbench(next(way for way in ways if way.name == cell[1]), cell[0], 8),
+        )
+    made = runs.table(
+        "pgbench -S, 8 clients, the server reached over TCP or over its unix socket",
+        ("mode", "way", "tps", "CPU µs/query", "of it in the kernel", "tps ratio", "CPU ratio"),
+    )
+    for (mode, name), figures in found.items():
+        reference = found[(mode, name.partition(",")[0])]
+        compared = figures is not reference
+        cpu = [figure.cpu for figure in figures]
+        made.add_row(
+            mode,
+            name,
+            runs.spread(figure.tps for figure in figures).text(),
+            runs.spread(cpu).text(".1f"),
+            f"{runs.spread(figure.system for figure in figures).middle:.1f}",
+            runs.ratios([f.tps for f in figures], [f.tps for f in reference]).text(".2f") if compared else "",
+            runs.ratios(cpu, [f.cpu for f in reference]).text(".2f") if compared else "",
+        )
+    runs.show(made)
+    assert all(figure.tps > 0 for figures in found.values() for figure in figures)
