@@ -7,9 +7,13 @@ transaction. As bad is a proxy that ends what it finds open by committing it.
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+
 import pytest
 
+from proxy.wire import messages as m
 from tests.conftest import Database, Sidecar
+from tests.regressions.conftest import Pooled, clients
 from tests.regressions.raw import (
     COPY_DONE,
     FLUSH,
@@ -103,3 +107,37 @@ async def test_what_was_committed_before_the_end_stays(database: Database, proxy
     async with connected(proxy) as other:
         assert await other.value("SELECT count(*) FROM t WHERE id = 1") == "3"
         assert await other.value("SELECT count(*) FROM t") == "3"
+
+
+@pytest.mark.parametrize("replicas", [False, True], ids=["primary", "replica"])
+@pytest.mark.parametrize(
+    "said",
+    [
+        query("SET work_mem = '1MB'") + parse(INSERT) + bind() + execute() + FLUSH,
+        query("SELECT pg_sleep(0.2)") + parse(INSERT) + bind() + execute() + FLUSH,
+        query("SET work_mem = '1MB'; COPY t FROM STDIN") + parse("SELECT 1") + FLUSH,
+        query("SET work_mem = '1MB'")
+        + parse("COPY t FROM STDIN")
+        + bind()
+        + execute()
+        + SYNC
+        + copy_data("1\n"),
+    ],
+    ids=["setting", "slow", "copy", "extended-copy"],
+)
+async def test_a_goodbye_behind_what_has_to_wait_and_has_no_end_leaves_nobody_behind(
+    database: Database, pooled: Pooled, soon: Callable[..., Awaitable[None]], said: bytes, replicas: bool
+) -> None:
+    """What it waits for comes after its client has gone."""
+    database.sql("CREATE TABLE t (id int)")
+    database.wait_replayed()
+    proxy = pooled(1, replicas=replicas)
+    for _ in range(2):
+        client = await connect(proxy)
+        client.send(said, m.TERMINATE_FRAME)
+        client.writer.close()
+    async with connected(proxy) as other:
+        await other.in_step()
+        assert await other.value("SELECT count(*) FROM t") == "0"
+        await other.leave()
+    await soon(lambda: clients(proxy) == 0, "the clients' end")
