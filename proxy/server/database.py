@@ -37,6 +37,7 @@ log = structlog.get_logger(__name__)
 
 MAINTAIN_EVERY = 1.0
 MAX_GREETINGS = 1_000
+RETIRE_TRIES, RETIRE_EVERY = 40, 0.1
 PROBES = 4
 """Server connections at most for trying rewritten statements."""
 PROBE_WAIT = 3.0
@@ -211,7 +212,14 @@ class DatabaseRuntime:
 
     async def retire(self) -> None:
         """Leave the database until the next client comes: somebody wants it for himself. Not while clients are here."""
-        if any(self.stats.clients.values()) or not self.link.rest():
+        # The last client may have gone a moment ago, on another socket; the server itself waits for five seconds.
+        for _ in range(RETIRE_TRIES):
+            if not any(self.stats.clients.values()):
+                break
+            await asyncio.sleep(RETIRE_EVERY)
+        else:
+            return
+        if not self.link.rest():
             return
         log.info("leaving the database until a client comes", database=self.name)
         self._retired = True

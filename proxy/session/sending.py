@@ -139,6 +139,9 @@ def _note(session: Session, item: Item, plan: Plan, flight: Flight) -> None:
         if item.decides:
             stats.refusals[plan.reason] += 1
         return
+    if item.decides and plan.kind in (Kind.DDL, Kind.WRITE) and plan.statements == 1:
+        # With the Parse, since what is prepared may be run on the fast path.
+        make_way(session, item.text)
     if item.kind == m.QUERY or item.kind == m.BIND:
         if plan.rewritten:
             stats.rewrites[plan.reason] += 1
@@ -147,7 +150,5 @@ def _note(session: Session, item: Item, plan: Plan, flight: Flight) -> None:
         elif plan.guarded:
             stats.guarded += 1
         session.effects.note(item.text, plan, flight)
-        if plan.kind in (Kind.DDL, Kind.WRITE) and plan.statements == 1:
-            make_way(session, item.text)
         if plan.temp_relations:
             session.settings.temp |= frozenset(plan.temp_relations)
