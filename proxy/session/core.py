@@ -71,7 +71,7 @@ class Session:
         self.shared = context.names is not None
         self.leased = not self.shared
         """Whether the primary connection is at hand."""
-        self.outbox = Outbox(context.stats, context.names)
+        self.outbox = Outbox(context.stats, self.settings, context.names)
         self.effects = Effects(self.settings, context.stats, self.shared)
         self.queues: list[ReplyQueue] = [ReplyQueue(ServerReplies(self, target)) for target in Target]
         self.target = Target.PRIMARY

@@ -95,8 +95,7 @@ class Cure:
         names = self._outbox.names
         if names is not None and frames is not None and _CHANGED in message and _ROUTINE in message:
             for statement in self._used(frames):
-                names.renew(statement.sent, statement.wire_name)
-                statement.wire_name = b""
+                self._outbox.renew(statement, statement.sent)
 
     def _repeat(self) -> None:
         prepared = self._outbox.prepared[self._target]
@@ -106,8 +105,7 @@ class Cure:
         for name, statement in book.items():
             if statement in self._statements:
                 if name and names is not None:
-                    names.renew(statement.sent, statement.wire_name)
-                    statement.wire_name = b""
+                    self._outbox.renew(statement, statement.sent)
                 else:
                     prepared.distrust(name)
         for frame in self._frames:

@@ -93,10 +93,12 @@ def pass_shared(session: Session, frames: list[bytes], term: Term) -> bool:
                 if statement is None:
                     return False
                 if name:
-                    if not statement.wire_name:
+                    scope = session.settings.scope
+                    if not statement.wire_name or statement.wire_scope is not scope:
                         if statement.told is not None:
                             return False
-                        statement.wire_name = names.name(statement.sent)
+                        statement.wire_scope = scope
+                        statement.wire_name = names.name(statement.sent, scope)
                     name = statement.wire_name
                     if name not in prepared.texts:
                         return False

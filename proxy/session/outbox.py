@@ -32,6 +32,7 @@ from proxy.session.replies import (
     Mode,
     Reply,
 )
+from proxy.session.settings import SessionSettings
 from proxy.session.statements import Prepared, Sent, Statement, deallocated
 from proxy.session.work import Item
 from proxy.sql.splice import original_position
@@ -71,8 +72,9 @@ class Missing(NamedTuple):
 class Outbox:
     """See the module's docstring."""
 
-    def __init__(self, stats: Stats, names: StatementNames | None = None) -> None:
+    def __init__(self, stats: Stats, settings: SessionSettings, names: StatementNames | None = None) -> None:
         self._stats = stats
+        self._settings = settings
         self.names = names
         self.batch = 0
         """The number of the batch that is being sent."""
@@ -188,7 +190,7 @@ class Outbox:
                 out.append(m.parse(self.names.taken, text, item.oids))
                 return Reply(m.PARSE, edits=functools.partial(_with_name, self.names.taken, name))
             else:
-                wire_name = statement.wire_name = self.names.name((text, item.oids))
+                wire_name = self._name_on_servers(statement, (text, item.oids))
                 if wire_name in prepared.texts and not failed:
                     undo = self._undo(target, name, wire_name)
                     self.statements[name] = statement
@@ -239,14 +241,27 @@ class Outbox:
             entries.append(Reply(m.CLOSE, Mode.SKIP, undo=prepared.undo(eldest)))
             prepared.drop(eldest)
 
+    def _name_on_servers(self, statement: Statement, sent: Sent) -> bytes:
+        """The name under which shared servers know a statement now."""
+        assert self.names is not None
+        scope = self._settings.scope
+        name = self.names.name(sent, scope)
+        # What is kept is the name of the client's own text: the fast path sends no other.
+        statement.wire_scope, statement.wire_name = scope, name if sent == statement.sent else b""
+        return name
+
+    def renew(self, statement: Statement, sent: Sent) -> None:
+        """What shared servers know is out of date."""
+        assert self.names is not None
+        self.names.renew(sent, statement.wire_scope, statement.wire_name)
+        statement.wire_name = b""
+
     def _wanted(self, item: Item, plan: Plan) -> Missing:
         """The statement as a server must have it."""
         assert item.statement is not None
         name, sent = item.name, (plan.text, item.oids)
         if name and self.names is not None:
-            name = self.names.name(sent)
-            if not plan.rewritten:
-                item.statement.wire_name = name
+            name = self._name_on_servers(item.statement, sent)
         return Missing(item.statement, name, sent, plan.rewritten)
 
     def _has(self, prepared: Prepared, wanted: Missing) -> bool:
@@ -327,8 +342,8 @@ class Outbox:
         if names is None or names.prefix not in message:
             return message
         for name, statement in self.statements.items():
-            wire_name = statement.wire_name or names.name(statement.sent)
-            if name and b'"' + wire_name + b'"' in message:
+            wire_name = statement.wire_name
+            if name and wire_name and b'"' + wire_name + b'"' in message:
                 return _with_name(wire_name, name, message)
         # The statement is gone, with the Parse that failed before; its name is where it was used.
         used = {m.read_bind_names(frame)[1] for frame in frames or () if frame[0] == m.BIND}

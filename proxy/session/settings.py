@@ -43,6 +43,7 @@ class SessionSettings:
         "_path_reported",
         "_user",
         "applied",
+        "scope",
         "search_path",
         "temp",
         "unknown",
@@ -59,6 +60,8 @@ class SessionSettings:
         self.temp: frozenset[str] = frozenset()
         """Names of temporary relations that the session made."""
         self.search_path: tuple[str, ...] = ()
+        self.scope: tuple[str, ...] = ()
+        """What decides which relations a text names: the same object as long as it is the same."""
         self.utf8 = True
         self._path_reported = "search_path" in reported
         self.report("search_path", reported.get("search_path", ""))
@@ -69,10 +72,16 @@ class SessionSettings:
         """Whether another connection can be brought to this state."""
         return not self.unknown and not self.temp
 
+    def _note_scope(self) -> None:
+        scope = (*self.search_path, *(self.applied.get(name, "") for name in _ROLES))
+        if scope != self.scope:
+            self.scope = scope
+
     def report(self, name: str, value: str) -> None:
         """The server reported a setting (ParameterStatus)."""
         if name == "search_path":
             self.search_path = parse_search_path(value or self._default_path, self._user)
+            self._note_scope()
         elif name == "client_encoding":
             self.utf8 = value.upper().replace("-", "") in _UTF8
 
@@ -94,6 +103,7 @@ class SessionSettings:
                 self._read_search_path(text)
         if applied != self.applied:
             self.applied = applied or NOTHING
+            self._note_scope()
 
     def _read_search_path(self, text: str | None) -> None:
         match = None if text is None else _VALUE.fullmatch(text)
@@ -107,6 +117,7 @@ class SessionSettings:
         self.applied = NOTHING
         self.temp = frozenset()
         self.unknown = False
+        self._note_scope()
         if not self._path_reported:
             self.report("search_path", "")
 

@@ -29,7 +29,17 @@ Sent = tuple[bytes, tuple[int, ...]]
 class Statement:
     """One prepared statement as its client knows it. Decodes its Parse frame only when somebody needs the text."""
 
-    __slots__ = ("_frame", "_harmless", "_parts", "changed", "told", "told_as", "version", "wire_name")
+    __slots__ = (
+        "_frame",
+        "_harmless",
+        "_parts",
+        "changed",
+        "told",
+        "told_as",
+        "version",
+        "wire_name",
+        "wire_scope",
+    )
 
     def __init__(self, frame: bytes, version: str) -> None:
         self._frame = frame
@@ -42,6 +52,8 @@ class Statement:
         """The name on shared servers that the description was given for."""
         self.changed = False
         """What it gives is not what the client was told any more."""
+        self.wire_scope: tuple[str, ...] = ()
+        """Under what it got its name on shared servers, see ``SessionSettings.scope``."""
         self.wire_name = b""
         """The name of the client's own text on shared servers, once it was asked for."""
 

@@ -11,6 +11,7 @@ import asyncpg
 import psycopg
 import pytest
 
+from proxy.wire import messages as m
 from tests.conftest import Database, Sidecar, SidecarFactory
 from tests.regressions.raw import SYNC, bind, close, codes, connected, describe, execute, kinds, parse, values
 
@@ -36,6 +37,12 @@ async def prepare(client: Any, text: str, *arguments: Any) -> Any:
     statement = await client.prepare(text)
     await statement.fetchval(*arguments)
     return statement
+
+
+def bind_text(name: str, value: str) -> bytes:
+    """A Bind with one parameter, as text."""
+    body = b"\0" + name.encode() + b"\0\0\0\0\1" + len(value).to_bytes(4, "big") + value.encode() + b"\0\0"
+    return m.frame(m.BIND, body)
 
 
 def pins(proxy: Sidecar) -> dict[str, int]:
@@ -287,6 +294,28 @@ async def test_a_described_statement_is_not_run_where_it_gives_other_columns(
         assert (kinds(answer), codes(answer)) == ("EZ", ["0A000"])
         assert kinds(await one.ask(close("s"), parse("SELECT * FROM t", "s"), describe("s"), SYNC)) == "31tTZ"
         assert values(await one.ask(bind("s"), execute(), SYNC)) == ["one"]
+
+
+async def test_a_text_means_what_it_means_under_its_clients_search_path(
+    shared: Shared, database: Database
+) -> None:
+    """One tenant a schema: the first use may be in a transaction, where nothing could be cured."""
+    for schema, kind in (("a", "int"), ("b", "text")):
+        database.sql(
+            f"CREATE SCHEMA {schema}; CREATE TABLE {schema}.t (x {kind}); INSERT INTO {schema}.t VALUES ('1')"
+        )
+    proxy = shared(1)
+    async with connected(proxy) as one, connected(proxy) as two:
+        for client, path in ((one, "a"), (two, "b")):
+            await client.query(f"SET search_path TO {path}")
+            await client.query("BEGIN")
+            told = await client.ask(parse("SELECT x FROM t WHERE x = $1", "s"), describe("s"), SYNC)
+            assert (kinds(told), codes(told)) == ("1tTZ", [])
+            await client.query("COMMIT")
+        assert int.from_bytes(told[1][7:11], "big") == 25  # the parameter is text, as in b.t
+        # The same client elsewhere: what it was told holds no longer.
+        await one.query("SET search_path TO b")
+        assert codes(await one.ask(bind_text("s", "1"), execute(), SYNC)) == ["0A000"]
 
 
 async def test_statements_that_somebody_deallocated_are_prepared_anew(shared: Shared) -> None:
