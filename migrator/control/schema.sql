@@ -62,7 +62,7 @@ CREATE TABLE IF NOT EXISTS dualwire.routing (
 );
 INSERT INTO dualwire.routing (epoch, epoch_id, timeline, revision, state)
 VALUES (1, gen_random_uuid()::text, (SELECT timeline_id FROM pg_catalog.pg_control_checkpoint()), 1,
-        '{"format": 1, "migration": null, "phase": null, "old": "base", "new": null, "serves_old": true,
+        '{"format": 2, "migration": null, "phase": null, "old": "base", "new": null, "serves_old": true,
           "serves_new": false, "auto": "old", "percent": 0, "dual_write": false, "tables": [],
           "versions": ["base"], "hold": null}')
 ON CONFLICT DO NOTHING;

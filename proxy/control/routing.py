@@ -35,7 +35,9 @@ Phase = Literal[
 ]
 PHASES: Final[tuple[Phase, ...]] = get_args(Phase)
 
-FORMAT: Final = 1
+FORMAT: Final = 2
+_FORMATS: Final = (1, FORMAT)
+"""Those that are read: what an earlier migrator has published stands until the next publication."""
 AUTO: Final = "auto"
 BASE: Final = "base"
 """The version before any migration."""
@@ -217,7 +219,7 @@ def from_document(document: Mapping[str, Any]) -> Routing:
     if not isinstance(state, Mapping):
         raise ValueError(f"routing document: state must be an object, not {type(state).__name__}")
     # The format comes first: with another one, complaints about single keys would lead astray.
-    if state.get("format") != FORMAT:
+    if state.get("format") not in _FORMATS:
         raise ValueError(
             f"routing state: format {state.get('format')!r} is not understood, this sidecar knows "
             f"{FORMAT}: run the same dualwire version for the migrator and the sidecars"
@@ -257,7 +259,7 @@ def from_document(document: Mapping[str, Any]) -> Routing:
 
 def _tables(state: Mapping[str, Any]) -> tuple[TableModel, ...]:
     found: list[Any] = _typed(state, "tables", list)
-    return tuple(table_from_json(table) for table in found)
+    return tuple(table_from_json(table, version=cast(int, state["format"])) for table in found)
 
 
 def _hold(value: Any) -> Hold | None:

@@ -9,7 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, cast
 
-from proxy.rewrite.model import Column, DefaultKind, Direction, LogicalColumn, Mirror, Side, TableModel
+from proxy.rewrite.model import (
+    Column,
+    DefaultKind,
+    Direction,
+    Guard,
+    LogicalColumn,
+    Mirror,
+    Side,
+    TableModel,
+    Virtual,
+)
 
 Json = dict[str, Any]
 T = TypeVar("T")
@@ -21,19 +31,7 @@ def table_to_json(table: TableModel) -> Json:
         "schema": table.schema,
         "name": table.name,
         "oid": table.oid,
-        "columns": [
-            {
-                "name": c.name,
-                "type": c.type,
-                "type_full": c.type_full,
-                "not_null": c.not_null,
-                "default": c.default,
-                "default_kind": c.default_kind,
-                "identity": c.identity,
-                "generated": c.generated,
-            }
-            for c in table.columns
-        ],
+        "columns": [_column_to_json(c) for c in table.columns],
         "primary_key": list(table.primary_key),
         "old": [[c.name, c.column] for c in table.old],
         "new": [[c.name, c.column] for c in table.new],
@@ -42,12 +40,42 @@ def table_to_json(table: TableModel) -> Json:
         "mark": table.mark,
         "guard": table.guard,
         "shadows": list(table.shadows),
+        "virtuals": [
+            {
+                "column": _column_to_json(v.column),
+                "function": v.function,
+                "sources": list(v.sources),
+                "raw": v.raw,
+                "assign": v.assign,
+            }
+            for v in table.virtuals
+        ],
+        "relation": _pair_to_json(table.relation),
+        "twin_old": _pair_to_json(table.twin_old),
+        "twin_new": _pair_to_json(table.twin_new),
+        "copy_old": _pair_to_json(table.copy_old),
+        "copy_new": _pair_to_json(table.copy_new),
+        "inline": table.inline,
+        "labels": [list(pair) for pair in table.labels],
     }
 
 
-def table_from_json(document: Mapping[str, Any]) -> TableModel:
-    """Read a table's document."""
-    o = _Reader(document, "table")
+_SINCE_2: Json = {
+    "virtuals": [],
+    "relation": None,
+    "twin_old": None,
+    "twin_new": None,
+    "copy_old": None,
+    "copy_new": None,
+    "inline": True,
+    "labels": [],
+}
+"""What format 2 of the routing state added, as format 1 meant it."""
+
+
+def table_from_json(document: Mapping[str, Any], *, version: int = 2) -> TableModel:
+    """Read a table's document, of this format of the routing state or an earlier one."""
+    o = _Reader(document if version > 1 else {**_SINCE_2, **document}, "table")
     table = TableModel(
         schema=o.text("schema"),
         name=o.text("name"),
@@ -59,8 +87,16 @@ def table_from_json(document: Mapping[str, Any]) -> TableModel:
         up=_direction(o.value("up"), "up"),
         down=_direction(o.value("down"), "down"),
         mark=o.optional_text("mark"),
-        guard="off" if o.choice("guard", ("sync", "off")) == "off" else "sync",
+        guard=cast(Guard, o.choice("guard", ("sync", "check", "off"))),
         shadows=o.texts("shadows"),
+        virtuals=o.items("virtuals", _virtual),
+        relation=o.pair("relation"),
+        twin_old=o.pair("twin_old"),
+        twin_new=o.pair("twin_new"),
+        copy_old=o.pair("copy_old"),
+        copy_new=o.pair("copy_new"),
+        inline=o.flag("inline"),
+        labels=o.items("labels", _label),
     )
     o.done()
     _check(table)
@@ -68,7 +104,8 @@ def table_from_json(document: Mapping[str, Any]) -> TableModel:
 
 
 def _check(table: TableModel) -> None:
-    names = {c.name for c in table.columns}
+    physical = {c.name for c in table.columns}
+    names = physical | {v.column.name for v in table.virtuals}
     used = {c.column for side in cast(tuple[Side, ...], ("old", "new")) for c in table.logical(side)}
     used.update(table.primary_key)
     for direction in (table.up, table.down):
@@ -78,9 +115,55 @@ def _check(table: TableModel) -> None:
             used.update(mirror.sources)
     if table.mark is not None:
         used.add(table.mark)
-    missing = sorted(used - names)
+    needed = {name for v in table.virtuals for name in (*v.sources, *filter(None, (v.raw,)))}
+    needed |= {mirror.target for direction in (table.up, table.down) for mirror in direction.mirrors}
+    missing = sorted((used - names) | (needed - physical))
     if missing:
         raise ValueError(f"table {table.qualified}: no such column: {', '.join(missing)}")
+
+
+def _column_to_json(column: Column) -> Json:
+    return {
+        "name": column.name,
+        "type": column.type,
+        "type_full": column.type_full,
+        "not_null": column.not_null,
+        "default": column.default,
+        "default_kind": column.default_kind,
+        "identity": column.identity,
+        "generated": column.generated,
+    }
+
+
+def _pair_to_json(pair: tuple[str, str] | None) -> list[str] | None:
+    return None if pair is None else list(pair)
+
+
+def _virtual(document: Any, where: str) -> Virtual:
+    o = _Reader(document, where)
+    virtual = Virtual(
+        column=_column(o.value("column"), f"{where}.column"),
+        function=o.text("function"),
+        sources=o.texts("sources"),
+        raw=o.optional_text("raw"),
+        assign=o.optional_text("assign"),
+    )
+    o.done()
+    return virtual
+
+
+def _label(document: Any, where: str) -> tuple[str, str]:
+    return _two_texts(document, where)
+
+
+def _two_texts(document: Any, where: str) -> tuple[str, str]:
+    if (
+        not isinstance(document, list)
+        or len(document) != 2
+        or not all(isinstance(part, str) for part in document)
+    ):
+        raise ValueError(f"{where}: expected two strings, got {document!r}")
+    return document[0], document[1]
 
 
 def _direction_to_json(direction: Direction) -> Json:
@@ -187,6 +270,10 @@ class _Reader:
         if not all(isinstance(value, str) for value in values):
             raise ValueError(f"{self._where}.{key}: expected a list of strings, got {values!r}")
         return tuple(values)
+
+    def pair(self, key: str) -> tuple[str, str] | None:
+        value = self.value(key)
+        return None if value is None else _two_texts(value, f"{self._where}.{key}")
 
     def items(self, key: str, read: Callable[[Any, str], T]) -> tuple[T, ...]:
         values = self._typed(key, list)

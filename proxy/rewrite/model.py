@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Side = Literal["old", "new"]
+Guard = Literal["sync", "check", "off"]
 DefaultKind = Literal["none", "stable", "volatile"]
 
 MARK_OLD = (1, 2)
@@ -46,6 +47,29 @@ class LogicalColumn:
 
     name: str
     column: str
+    """The physical column, or else the key of a ``Virtual`` one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Virtual:
+    """A column that a version has and the table has not: read by a function of physical columns.
+
+    Written by way of the version's ``Direction``: its mirrors have the keys of virtual columns among their sources.
+    """
+
+    column: Column
+    """The column as the version knows it; its name is a key, unique among the physical and the virtual columns."""
+    function: str
+    """SQL text naming the function that reads it."""
+    sources: tuple[str, ...]
+    """Physical columns, in the order of the function's arguments."""
+    raw: str | None = None
+    """A physical column with equal values of another type in the same operator family (bigint for integer, say):
+    it may stand for this one where values are compared, sorted or grouped, so that its indexes are used, and what is
+    assigned to this one may be assigned to it as it is."""
+    assign: str | None = None
+    """SQL text naming a function that takes a value of ``column.type`` and fails as an assignment to the column would
+    where a cast would cut it silently (``varchar(n)``, ``char(n)``, ``bit(n)``)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +81,8 @@ class Mirror:
     function: str
     """SQL text naming the function, schema-qualified and quoted, e.g. ``dualwire.up_3_1``. It never raises."""
     sources: tuple[str, ...]
-    """Physical columns of the authoritative shape, in the order of the function's arguments."""
+    """Columns of the authoritative shape (physical, or keys of virtual ones), in the order of the function's arguments.
+    With virtual ones among them the function may raise: the value it gives is the only one that is kept."""
     total: bool = True
     """Whether the expression was proved unable to raise (else the function traps errors and gives NULL)."""
 
@@ -95,9 +120,25 @@ class TableModel:
     """What writes of new speakers must carry over."""
     mark: str | None = None
     """The mark column's physical name; None where nothing needs mirroring."""
-    guard: Literal["sync", "off"] = "sync"
+    guard: Guard = "sync"
+    """What the database does about writes that did not come rewritten: ``sync`` repairs them, ``check`` and ``off``
+    do not, so what cannot be rewritten is refused."""
     shadows: tuple[str, ...] = ()
     """Other schemas that hold a relation of the same name when the state was published."""
+    virtuals: tuple[Virtual, ...] = ()
+    """Columns that only a version has."""
+    relation: tuple[str, str] | None = None
+    """(schema, name) of the table that holds the rows for both versions; None: the one of that name."""
+    twin_old: tuple[str, str] | None = None
+    """(schema, name) of an empty table of the old version's shape, against which its clients' texts are parsed."""
+    twin_new: tuple[str, str] | None = None
+    copy_old: tuple[str, str] | None = None
+    """(schema, name) of a view with the version's columns that takes the rows of COPY for both shapes."""
+    copy_new: tuple[str, str] | None = None
+    inline: bool = True
+    """False: the table's own triggers may overrule what a statement writes, so mirrors are left to the guard."""
+    labels: tuple[tuple[str, str], ...] = ()
+    """Names of the new shape's constraints and indexes until the swap, each with its final name, for messages."""
 
     @property
     def qualified(self) -> str:
@@ -110,6 +151,21 @@ class TableModel:
             if column.name == name:
                 return column
         raise KeyError(name)
+
+    def virtual(self, key: str) -> Virtual | None:
+        """The virtual column of that key, if it is one."""
+        for virtual in self.virtuals:
+            if virtual.column.name == key:
+                return virtual
+        return None
+
+    def twin(self, side: Side) -> tuple[str, str] | None:
+        """The twin of one version."""
+        return self.twin_old if side == "old" else self.twin_new
+
+    def copy_view(self, side: Side) -> tuple[str, str] | None:
+        """What takes the rows of COPY from one version's clients."""
+        return self.copy_old if side == "old" else self.copy_new
 
     def logical(self, side: Side) -> tuple[LogicalColumn, ...]:
         """The columns of one version."""

@@ -42,6 +42,11 @@ class Plan:
     """(schema or None, name) of every relation that a READ names, for the check that a replica can serve it."""
     fallback: Plan | None = None
     """What to send when the server rejects ``text`` but accepts the original (None: refuse)."""
+    twin: bytes | None = None
+    """The client's text over empty tables of its version's shape: what the server is asked for parameter types, the
+    description and errors where the version has columns that the tables have not (None: the text is asked itself)."""
+    twin_edits: tuple[Edit, ...] = ()
+    """What makes the client's text that of ``twin``."""
     settings: tuple[tuple[str, str | None], ...] = ()
     """For Kind.SET: (lower-case name, the statement's own text or None for RESET)."""
     temp_relations: tuple[str, ...] = ()

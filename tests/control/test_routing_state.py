@@ -76,7 +76,7 @@ def test_the_state_has_exactly_the_published_keys() -> None:
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        ({"format": 2}, "format 2 is not understood"),
+        ({"format": 3}, "format 3 is not understood"),
         ({"colour": "red"}, "unknown keys colour"),
         ({"percent": "10"}, "percent must be of type int"),
         ({"percent": True}, "percent must be an integer"),

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from orders import CLOSED, FROZEN, ORDERS
 
 from proxy.rewrite.codec import table_from_json, table_to_json
-from proxy.rewrite.model import Column, Direction, LogicalColumn, Mirror, TableModel
+from proxy.rewrite.model import Column, Direction, LogicalColumn, Mirror, TableModel, Virtual
 
 TEXTS = st.text(min_size=1, max_size=8)
 
@@ -39,6 +39,15 @@ def tables(draw: st.DrawFn) -> TableModel:
         )
         for name in names
     )
+    pair = st.none() | st.tuples(TEXTS, TEXTS)
+    virtuals = st.builds(
+        Virtual,
+        st.builds(Column, TEXTS, TEXTS, TEXTS),
+        TEXTS,
+        some,
+        st.none() | st.sampled_from(names),
+        st.none() | TEXTS,
+    )
     return TableModel(
         schema=draw(TEXTS),
         name=draw(TEXTS),
@@ -50,8 +59,16 @@ def tables(draw: st.DrawFn) -> TableModel:
         up=draw(direction),
         down=draw(direction),
         mark=draw(st.none() | st.sampled_from(names)),
-        guard=draw(st.sampled_from(["sync", "off"])),
+        guard=draw(st.sampled_from(["sync", "check", "off"])),
         shadows=tuple(draw(st.lists(TEXTS, max_size=2))),
+        virtuals=tuple(draw(st.lists(virtuals, max_size=2))),
+        relation=draw(pair),
+        twin_old=draw(pair),
+        twin_new=draw(pair),
+        copy_old=draw(pair),
+        copy_new=draw(pair),
+        inline=draw(st.booleans()),
+        labels=tuple(draw(st.lists(st.tuples(TEXTS, TEXTS), max_size=2))),
     )
 
 
@@ -84,7 +101,7 @@ def _damaged(path: tuple[Any, ...], value: Any) -> Any:
         (("mark",), ..., "table: missing key 'mark'"),
         (("oid",), "1", "table.oid: expected int"),
         (("oid",), True, "table.oid: expected int"),
-        (("guard",), "check", "table.guard: expected one of 'sync', 'off'"),
+        (("guard",), "loose", "table.guard: expected one of 'sync', 'check', 'off'"),
         (("columns", 0, "identity"), "x", r"table.columns\[0\].identity: expected one of"),
         (("columns", 1, "colour"), 1, r"table.columns\[1\]: unknown key 'colour'"),
         (("old", 0), ["id"], r"table.old\[0\]: expected \[name, column\]"),
