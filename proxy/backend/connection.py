@@ -231,7 +231,7 @@ class ServerConnection(asyncio.Protocol):
         finally:
             self._answer = None
         if self._failed is not None:
-            raise QueryFailed(self._failed)
+            raise QueryFailed(self._failed, self._collected)
         return self._collected
 
     async def simple(self, sql: str) -> list[bytes]:

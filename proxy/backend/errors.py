@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from proxy.wire import messages as m
 
 
@@ -28,7 +30,11 @@ class ServerUnavailable(Exception):
 class QueryFailed(Exception):
     """The server answered one of our own queries with an error."""
 
-    def __init__(self, frame: bytes) -> None:
+    def __init__(self, frame: bytes, before: Sequence[bytes] = ()) -> None:
         fields = m.error_fields(frame)
+        self.frame = frame
+        """The ErrorResponse."""
+        self.before = before
+        """What the server had said until then."""
         super().__init__(fields.get("M", b"unknown error").decode("utf-8", "replace"))
         self.sqlstate = fields.get("C", b"").decode("ascii", "replace")

@@ -1,9 +1,10 @@
 """Trying a rewritten text before a client's statement depends on it (DESIGN section 4, "parse the original first").
 
 The original is parsed first, for the parameter types that the server infers, then the rewritten text with exactly those
-types; both must describe the same result. This happens on a spare connection with the client's login and search_path,
-so that neither the client's transaction nor its pipeline can be hurt. Whatever goes wrong, the answer is the safe one:
-send the text that leaves the other shape to the guard.
+types; both must describe the same result. Where the original names columns that its table has not, its *twin* is parsed
+in its place, and what the server has against the twin is the client's error. This happens on a spare connection with
+the client's login and search_path, so that neither the client's transaction nor its pipeline can be hurt. Whatever goes
+wrong, the answer is the safe one: send the text that leaves the other shape to the guard, or refuse where none can.
 """
 
 from __future__ import annotations
@@ -18,8 +19,11 @@ import structlog
 from proxy.backend.connection import ServerConnection
 from proxy.backend.errors import QueryFailed
 from proxy.backend.pool import Pool
-from proxy.rewrite.plan import Plan
+from proxy.rewrite.plan import Plan, Refusal
+from proxy.session.cure import shape
+from proxy.sql.parse import parse
 from proxy.sql.quote import ident
+from proxy.sql.splice import characters
 from proxy.wire import messages as m
 
 log = structlog.get_logger(__name__)
@@ -27,17 +31,37 @@ log = structlog.get_logger(__name__)
 MAX_KNOWN = 20_000
 TIMEOUT = 5.0
 RETRY_SECONDS = 5.0
-"""How long a text that could not be tried is left to the guard."""
+"""How long a text that could not be tried is left to the guard, and an error that a twin got is believed."""
 
 Key = tuple[Any, ...]
+
+_PASSING = frozenset(("08", "25", "28", "40", "53", "55", "57", "58", "F0", "XX"))
+"""Classes of errors that say nothing of a text: the server or the moment is in trouble."""
+_MISSING = frozenset(("42P01", "3F000", "42501"))
+"""What is said of a twin that is gone, or that the client's role may not see."""
+
+NOT_TRIED = Refusal(
+    "53000",
+    "this statement could not be tried on the server",
+    detail="It is translated for the client's schema version; such a text is tried before it is sent.",
+    hint="Try again; see the sidecar's log for what is wrong.",
+)
+DIFFERENT = Refusal(
+    "0A000",
+    "this statement cannot be translated for its schema version",
+    detail="The server describes another result for the translated text.",
+    hint="Simplify the statement, or deploy code for the present version.",
+)
 
 
 @dataclass(frozen=True, slots=True)
 class ProbeVerdict:
-    """What came of trying a text."""
+    """What came of trying a text; see ``proxy.session.ports.Verdict``."""
 
     mirrored: bool
     oids: tuple[int, ...] = ()
+    error: bytes = b""
+    refusal: Refusal | None = None
 
 
 LEFT_TO_GUARD = ProbeVerdict(False)
@@ -69,9 +93,14 @@ class SessionProber:
         self._password = password
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def known(self, key: Key) -> ProbeVerdict | None:
+    def known(self, key: Key, plan: Plan) -> ProbeVerdict | None:
         """The verdict, if this text was tried before."""
-        return self._verdicts.known.get(key)
+        known = self._verdicts.known
+        verdict = known.get(key)
+        if verdict is None and plan.twin is not None:
+            # An error may be due to a literal.
+            verdict = known.get((*key, plan.twin))
+        return verdict
 
     def probe(
         self, key: Key, plan: Plan, oids: tuple[int, ...], done: Callable[[ProbeVerdict], None]
@@ -84,54 +113,130 @@ class SessionProber:
     async def _probe(
         self, key: Key, plan: Plan, oids: tuple[int, ...], done: Callable[[ProbeVerdict], None]
     ) -> None:
-        verdict = LEFT_TO_GUARD
-        tried = False
+        verdict = LEFT_TO_GUARD if plan.fallback is not None else ProbeVerdict(False, refusal=NOT_TRIED)
+        lasting = False
         try:
             async with asyncio.timeout(TIMEOUT):
                 verdict = await self._try(plan, oids, search_path=key[1])
-                tried = True
+                lasting = not verdict.error
         except Exception as exc:
             # Whatever it is: a client waits for the answer.
-            log.warning("could not try a rewritten statement; it is left to the guard", error=str(exc))
+            what = "left to the guard" if plan.fallback is not None else "refused"
+            log.warning(f"could not try a rewritten statement; it is {what}", error=str(exc))
+        if verdict.error:
+            key = (*key, plan.twin)
         # The session asks for the key again: only what was learned lets it go on.
         self._verdicts.learn(key, verdict)
-        if not tried:
-            # The text itself may be good: ask again before long.
+        if not lasting:
+            # The text itself may be good, or become so: ask again before long.
             asyncio.get_running_loop().call_later(RETRY_SECONDS, self._verdicts.known.pop, key, None)
         done(verdict)
 
     async def _try(self, plan: Plan, oids: tuple[int, ...], search_path: tuple[str, ...]) -> ProbeVerdict:
-        assert plan.fallback is not None
         connection = await self._pool.acquire(self._parameters, self._password)
         healthy = False
         try:
             if search_path:
                 path = ", ".join(ident(schema) for schema in search_path)
                 await connection.simple(f"SET search_path TO {path}")
-            try:
-                original, row = await _describe(connection, plan.fallback.text, oids)
-            except QueryFailed:
-                healthy = True
-                return LEFT_TO_GUARD
-            try:
-                _, rewritten_row = await _describe(connection, plan.text, original)
-            except QueryFailed as exc:
-                healthy = True
-                log.warning(
-                    "the server rejects a rewritten statement; it is left to the guard",
-                    error=str(exc),
-                    sqlstate=exc.sqlstate,
-                    reason=plan.reason,
-                    statement=plan.text.decode("utf-8", "replace")[:500],
-                )
-                return LEFT_TO_GUARD
+            verdict = await _judge(connection, plan, oids)
             healthy = True
-            if rewritten_row != row:
-                log.warning("a rewritten statement describes another result; it is left to the guard")
-                return LEFT_TO_GUARD
-            return ProbeVerdict(True, original)
+            return verdict
+        except QueryFailed:
+            healthy = True
+            raise
         finally:
             self._pool.release(connection, reusable=healthy)
+
+
+async def _judge(connection: ServerConnection, plan: Plan, oids: tuple[int, ...]) -> ProbeVerdict:
+    twin = plan.twin
+    if twin is not None and plan.statements > 1:
+        return await _judge_several(connection, plan, twin)
+    if twin is None:
+        assert plan.fallback is not None
+        try:
+            types, row = await _describe(connection, plan.fallback.text, oids)
+        except QueryFailed:
+            return LEFT_TO_GUARD
+    else:
+        try:
+            types, row = await _describe(connection, twin, oids)
+        except QueryFailed as exc:
+            _refuse_passing(exc)
+            return ProbeVerdict(False, error=exc.frame)
+    try:
+        _, rewritten_row = await _describe(connection, plan.text, types)
+    except QueryFailed as exc:
+        return _rejected(plan, exc)
+    same = rewritten_row == row if twin is None else shape(rewritten_row) == shape(row)
+    return ProbeVerdict(True, types) if same else _different(plan)
+
+
+async def _judge_several(connection: ServerConnection, plan: Plan, twin: bytes) -> ProbeVerdict:
+    """Several statements of one simple Query: each by itself, because a Parse takes no more than one."""
+    twins, texts = _statements(twin), _statements(plan.text)
+    if len(twins) != len(texts):
+        return _different(plan)
+    for (start, original), (_, text) in zip(twins, texts, strict=True):
+        try:
+            types, row = await _describe(connection, original, ())
+        except QueryFailed as exc:
+            _refuse_passing(exc)
+            if start:
+                # What stands before it may have made what is missing here: the server will see.
+                break
+            return ProbeVerdict(False, error=exc.frame)
+        try:
+            _, rewritten_row = await _describe(connection, text, types)
+        except QueryFailed as exc:
+            return _rejected(plan, exc)
+        if shape(rewritten_row) != shape(row):
+            return _different(plan)
+    return ProbeVerdict(True)
+
+
+def _statements(text: bytes) -> list[tuple[int, bytes]]:
+    """The statements of a text, each with its offset in characters."""
+    found = parse(text).statements
+    return [(characters(text[: one.start]), text[one.start : one.end]) for one in found]
+
+
+def _refuse_passing(exc: QueryFailed) -> None:
+    """Raise the error again unless it is about the client's text."""
+    message = m.error_fields(exc.frame).get("M", b"")
+    if exc.sqlstate[:2] in _PASSING or (exc.sqlstate in _MISSING and b"dualwire" in message):
+        raise exc
+
+
+def _rejected(plan: Plan, exc: QueryFailed) -> ProbeVerdict:
+    log.warning(
+        "the server rejects a rewritten statement",
+        error=str(exc),
+        sqlstate=exc.sqlstate,
+        reason=plan.reason,
+        left_to_guard=plan.fallback is not None,
+        statement=plan.text.decode("utf-8", "replace")[:500],
+    )
+    if plan.fallback is not None:
+        return LEFT_TO_GUARD
+    refusal = Refusal(
+        DIFFERENT.sqlstate,
+        DIFFERENT.message,
+        detail=f"The server rejects the translated text: {exc} (SQLSTATE {exc.sqlstate}).",
+        hint=DIFFERENT.hint,
+    )
+    return ProbeVerdict(False, refusal=refusal)
+
+
+def _different(plan: Plan) -> ProbeVerdict:
+    log.warning(
+        "a rewritten statement describes another result",
+        reason=plan.reason,
+        left_to_guard=plan.fallback is not None,
+        statement=plan.text.decode("utf-8", "replace")[:500],
+    )
+    return LEFT_TO_GUARD if plan.fallback is not None else ProbeVerdict(False, refusal=DIFFERENT)
 
 
 async def _describe(
@@ -141,7 +246,7 @@ async def _describe(
     request = m.parse(b"", text, oids) + m.describe_statement(b"") + m.SYNC_FRAME
     frames = await connection.roundtrip(request)
     parameters: tuple[int, ...] = ()
-    row = b""
+    row = m.frame(m.NO_DATA, b"")
     for frame in frames:
         if frame[0] == m.PARAMETER_DESCRIPTION:
             parameters = m.read_parameter_oids(frame)

@@ -50,6 +50,8 @@ class Reason(StrEnum):
     """A construct inside a statement that is not translated for this version."""
     REFUSED_DDL = "refused_ddl"
     REFUSED_UNPARSED = "refused_unparsed"
+    REFUSED_BY_SERVER = "refused_by_server"
+    """The server rejects the rewritten text, or it would give another result, and no guard can do the work."""
     INTERNAL_ERROR = "internal_error"
     """A bug here; the statement was treated like one that cannot be parsed."""
 

@@ -40,9 +40,10 @@ from proxy.stats import Stats
 from proxy.wire import messages as m
 from proxy.wire.messages import ProtocolViolation
 
-REFUSED_TEXT = b"/* refused by dualwire, see the client's error */ refused_by_dualwire"
-"""What a server gets instead of a refused statement; it does not parse."""
+REFUSED_TEXT = b"/* refused by dualwire, see the client's error */ SELECT refused_by_dualwire"
+"""What a server gets instead of a refused statement: there is no such column. In a failed transaction it says that."""
 _REFUSED_PARSE = m.parse(b"refused_by_dualwire", REFUSED_TEXT, ())
+_REFUSED_UNNAMED = m.parse(b"", REFUSED_TEXT, ())
 _REFUSED_QUERY = m.query(REFUSED_TEXT)
 _DISCARD_ALL = re.compile(rb"\bDISCARD\s+ALL\b", re.IGNORECASE)
 PLAIN = {
@@ -92,11 +93,16 @@ class Outbox:
         kind = item.kind
         if kind == m.EXECUTE:
             self._stats.queries += 1
-        if item.refusal is not None and kind in (m.QUERY, m.PARSE, m.BIND, m.DESCRIBE):
-            out.append(_REFUSED_QUERY if kind == m.QUERY else _REFUSED_PARSE)
-            return Reply(
-                m.QUERY if kind == m.QUERY else m.PARSE, Mode.REPLACE, payload=_refusal_frame(item.refusal)
-            )
+        if item.fails and kind in (m.QUERY, m.PARSE, m.BIND, m.DESCRIBE):
+            error = _refusal_frame(item.refusal) if item.refusal is not None else item.error
+            if kind == m.QUERY:
+                out.append(_REFUSED_QUERY)
+                return Reply(m.QUERY, Mode.REPLACE, payload=error)
+            if kind == m.PARSE and not item.name:
+                out.append(_REFUSED_UNNAMED)
+                return Reply(m.PARSE, Mode.REPLACE, payload=error, fate=self._fate(self.prepared[target]))
+            out.append(_REFUSED_PARSE)
+            return Reply(m.PARSE, Mode.REPLACE, payload=error)
         if kind == m.QUERY:
             return self._emit_query(item, out, entries, failed)
         if kind == m.PARSE:
@@ -282,7 +288,7 @@ class Outbox:
                 and statement.told is not None
                 and statement.told[0] == m.ROW_DESCRIPTION
                 and item.plan is not None
-                and item.refusal is None
+                and not item.fails
                 and statement is self.statements.get(item.name)
             ):
                 wanted = self._wanted(item, item.plan)

@@ -77,22 +77,33 @@ class Reads(Protocol):
 
 
 class Verdict(Protocol):
-    """What the server said of a rewritten text (``proxy.backend.probe``)."""
+    """What the server said of a rewritten text (``proxy.backend.probe``).
+
+    Neither ``mirrored`` nor ``error`` nor ``refusal``: the plan's fallback is sent.
+    """
 
     @property
     def mirrored(self) -> bool:
-        """Whether the rewritten text may be sent; else the plan's fallback."""
+        """Whether the rewritten text may be sent."""
 
     @property
     def oids(self) -> tuple[int, ...]:
-        """The parameter types that the server found in the original."""
+        """The parameter types that the server found in the original, or in its twin."""
+
+    @property
+    def error(self) -> bytes:
+        """The ErrorResponse that the server gave to the plan's twin: what PostgreSQL has to say to the client."""
+
+    @property
+    def refusal(self) -> Refusal | None:
+        """Why the statement cannot be sent at all."""
 
 
 class Prober(Protocol):
     """Tries rewritten texts on a spare connection, so that a mistake of ours never fails a client's statement."""
 
-    def known(self, key: tuple[Any, ...], /) -> Verdict | None:
-        """The verdict, if this text was tried before."""
+    def known(self, key: tuple[Any, ...], plan: Plan, /) -> Verdict | None:
+        """The verdict, if this text was tried before. The key may leave out the text's literals."""
 
     def probe(
         self, key: tuple[Any, ...], plan: Plan, oids: tuple[int, ...], done: Callable[[Verdict], None], /

@@ -87,6 +87,8 @@ PLAIN_DESCRIBE: Final = Reply(m.DESCRIBE)
 SKIPPED_PARSE: Final = Reply(m.PARSE, Mode.SKIP)
 SKIPPED_SYNC: Final = Reply(m.SYNC, Mode.SKIP)
 
+_FAILED_BEFORE: Final = b"\0C25P02\0"
+
 COMPLETED_BY: Final[dict[int, tuple[int, ...]]] = {
     m.PARSE: (m.PARSE_COMPLETE,),
     m.BIND: (m.BIND_COMPLETE,),
@@ -327,7 +329,8 @@ class ReplyQueue:
                 entries[0] = SKIPPED_SYNC
                 return b""
         elif head.mode is Mode.REPLACE:
-            replacement = head.payload
+            # That the transaction has failed before comes before anything that is wrong with the statement.
+            replacement = None if _FAILED_BEFORE in message else head.payload
         elif head.edits is not None:
             replacement = head.edits(message)
         if not _COARSE[head.request]:

@@ -135,8 +135,8 @@ def make_way(session: Session, text: bytes) -> None:
 def _note(session: Session, item: Item, plan: Plan, flight: Flight) -> None:
     """What sending the statement means for the session and its counters."""
     stats = session.context.stats
-    if item.refusal is not None:
-        if item.decides:
+    if item.fails:
+        if item.decides and item.refusal is not None:
             stats.refusals[plan.reason] += 1
         return
     if item.decides and plan.kind in (Kind.DDL, Kind.WRITE) and plan.statements == 1:

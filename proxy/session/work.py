@@ -13,9 +13,11 @@ from typing import Any
 
 from proxy.rewrite.model import Side
 from proxy.rewrite.plan import Kind, Plan, Refusal
+from proxy.rewrite.reasons import Reason
 from proxy.session.book import PlanBook, SearchPath
 from proxy.session.ports import Prober
 from proxy.session.statements import Statement
+from proxy.session.twins import as_if_alone
 from proxy.wire import messages as m
 
 ASCII_ONLY = re.compile(rb"[\x00-\x7f]*\Z")
@@ -49,10 +51,17 @@ class Item:
     plan: Plan | None = None
     oids: tuple[int, ...] = ()
     refusal: Refusal | None = None
+    error: bytes = b""
+    """The error that the statement gets, as PostgreSQL gives it for the client's own text."""
     runs: Item | None = None
     """Of an Execute: the Bind of its portal, if that is in the same batch."""
     decides: bool = False
     """Whether this message is where the statement's text arrives (Query, Parse), so that it is counted once."""
+
+    @property
+    def fails(self) -> bool:
+        """Whether the statement is not sent: the client gets an error in its place."""
+        return self.refusal is not None or self.error != b""
 
     @property
     def text(self) -> bytes:
@@ -181,7 +190,7 @@ def _decide(item: Item, work: Work, scope: Scope, text: bytes, version: str, oid
     if plan.refusal is not None:
         return
     work.touches = work.touches or (plan.touches and bool(scope.book.tables))
-    if plan.fallback is None or not plan.mirrored:
+    if plan.twin is None and (plan.fallback is None or not plan.mirrored):
         return
     key = (
         side,
@@ -191,12 +200,18 @@ def _decide(item: Item, work: Work, scope: Scope, text: bytes, version: str, oid
         _literal_free(text) if item.kind == m.QUERY else text,
         scope.book.serial,
     )
-    verdict = scope.prober.known(key)
+    verdict = scope.prober.known(key, plan)
     if verdict is None:
         if work.unproved is None:
             work.unproved, work.probe_key, work.probe_oids = plan, key, oids
     elif verdict.mirrored:
         item.oids = verdict.oids
+    elif verdict.error:
+        item.error = as_if_alone(verdict.error, text, plan, scope.book.tables)
+    elif verdict.refusal is not None:
+        item.refusal = verdict.refusal
+        reason = Reason.REFUSED_BY_SERVER.value
+        item.plan = Plan(text, plan.kind, reason, tables=plan.tables, refusal=verdict.refusal)
     else:
         item.plan = plan.fallback
 

@@ -11,7 +11,7 @@ from typing import Any
 from proxy.control.hub import RoutingHub
 from proxy.control.routing import Routing
 from proxy.rewrite.model import Column, Direction, LogicalColumn, Mirror, TableModel
-from proxy.rewrite.plan import Plan
+from proxy.rewrite.plan import Plan, Refusal
 from proxy.session.context import Books, Context
 from proxy.session.core import Session
 from proxy.session.names import StatementNames
@@ -66,6 +66,9 @@ class Yes:
 
     mirrored = True
 
+    error = b""
+    refusal: Refusal | None = None
+
     def __init__(self, oids: tuple[int, ...] = ()) -> None:
         self.oids = oids
 
@@ -74,6 +77,22 @@ class No(Yes):
     """A verdict: leave it to the guard."""
 
     mirrored = False
+
+
+class Error(No):
+    """A verdict: this is what PostgreSQL says."""
+
+    def __init__(self, error: bytes) -> None:
+        super().__init__()
+        self.error = error
+
+
+class Refused(No):
+    """A verdict: it cannot be sent."""
+
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__()
+        self.refusal = refusal
 
 
 class Prober:
@@ -85,7 +104,7 @@ class Prober:
         self.asked: list[tuple[Any, Plan, Callable[[Any], None]]] = []
         self.slow = False
 
-    def known(self, key: tuple[Any, ...]) -> Any:
+    def known(self, key: tuple[Any, ...], plan: Plan) -> Any:
         return self.answers.get(key)
 
     def probe(
