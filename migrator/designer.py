@@ -35,6 +35,7 @@ from migrator.lint import judge_sql, judge_table
 from migrator.models import logical_order
 from migrator.spec import Migration
 from migrator.sqltext import cut, new_column_name
+from proxy.rewrite.model import NOT_NULL_CHECK
 
 Orders = Mapping[int, Sequence[tuple[str, str]]]
 """For tables whose logical column order differs from the physical one: (logical, physical) names by OID."""
@@ -380,7 +381,7 @@ class _TableBuilder:
             if column.not_null:
                 constraints.append(
                     ConstraintDesign(
-                        name=cut("_dualwire_nn_", slot.new),
+                        name=cut(NOT_NULL_CHECK, slot.new),
                         kind="not_null",
                         column=name,
                         label=slot.new,

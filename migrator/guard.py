@@ -252,10 +252,22 @@ def _violations(table: TableDesign) -> str:
         parts += [
             f"        IF NOT ({constraint.holds(_values(constraint))}) THEN",
             f"            RAISE EXCEPTION USING ERRCODE = '{code}', MESSAGE = {message},"
+            f" DETAIL = {_failing_row(table)},"
             f" SCHEMA = {literal(table.schema_name)}, TABLE = {literal(table.name)}{extra};",
             "        END IF;",
         ]
     return "\n".join([*parts, "    END IF;"])
+
+
+def _failing_row(table: TableDesign) -> str:
+    """SQL for the row as PostgreSQL shows it in an error, with the columns of the new version."""
+    values = []
+    for _, physical in table.new:
+        text = f"NEW.{ident(physical)}::text"
+        values.append(
+            f"CASE WHEN octet_length({text}) > 64 THEN left({text}, 64) || '...' ELSE coalesce({text}, 'null') END"
+        )
+    return f"'Failing row contains (' || concat_ws(', ', {', '.join(values)}) || ').'"
 
 
 def _repair(table: TableDesign, direction: DirectionDesign, side: Side) -> str:

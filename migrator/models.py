@@ -10,6 +10,7 @@ import asyncpg
 from migrator.catalog import CatalogTable, find_table, read_table
 from migrator.design import DirectionDesign, TableDesign
 from migrator.sqltext import MARK
+from migrator.statements import strict_name
 from proxy.rewrite.model import Column, Direction, LogicalColumn, Mirror, TableModel
 
 Order = Sequence[tuple[str, str]]
@@ -50,6 +51,7 @@ def _model(
     up: Direction | None = None,
     down: Direction | None = None,
     mark: str | None = None,
+    labels: tuple[tuple[str, str], ...] = (),
 ) -> TableModel:
     return TableModel(
         schema=table.schema_name,
@@ -63,7 +65,17 @@ def _model(
         down=down or Direction(),
         mark=mark,
         shadows=tuple(table.shadows),
+        labels=labels,
     )
+
+
+def _labels(table: TableDesign) -> tuple[tuple[str, str], ...]:
+    """What the new shape's indexes and constraints are called until the swap, and after it."""
+    constraints = [
+        (strict_name(c), c.name if c.kind == "check" else f"{table.name}_{c.label}_not_null")
+        for c in table.up.constraints
+    ]
+    return (*((index.name, index.final) for index in table.indexes), *constraints)
 
 
 def frozen(table: TableDesign, catalog: CatalogTable) -> TableModel:
@@ -80,12 +92,13 @@ def mirrored(table: TableDesign, catalog: CatalogTable) -> TableModel:
         up=_direction(table.up),
         down=_direction(table.down),
         mark=MARK if table.mark else None,
+        labels=_labels(table),
     )
 
 
 def closed(table: TableDesign, catalog: CatalogTable) -> TableModel:
     """The new version only, still under the physical names of the migration."""
-    return _model(catalog, table.new, table.new)
+    return _model(catalog, table.new, table.new, labels=_labels(table))
 
 
 def settled(catalog: CatalogTable, order: Order) -> TableModel | None:

@@ -55,7 +55,7 @@ def set_name(work: Work, target: Source, name: str, location: int) -> str:
     physical = rule.by_name.get(name)
     if physical is None:
         if rule.translated and name in rule.hidden:
-            raise undefined_column(target, name)
+            raise undefined_column(target, f'"{name}" of relation "{rule.model.name}"', location)
         return name
     if physical != name:
         tokens = work.tokens

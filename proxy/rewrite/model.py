@@ -22,6 +22,9 @@ DefaultKind = Literal["none", "stable", "volatile"]
 MARK_OLD = (1, 2)
 MARK_NEW = (3, 4)
 
+NOT_NULL_CHECK = "_dualwire_nn_"
+"""With the column's name in its version behind it, the name of a check that stands in for NOT NULL until the swap."""
+
 
 @dataclass(frozen=True, slots=True)
 class Column:

@@ -19,6 +19,8 @@ class Refusal:
     message: str
     detail: str = ""
     hint: str = ""
+    position: int = 0
+    """Where in the client's text, in characters from 1; 0: nowhere."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 from proxy.rewrite.insert import insert
 from proxy.rewrite.model import Side, TableModel
@@ -22,7 +23,7 @@ from proxy.rewrite.work import FALLBACK, MIRROR_RECIPES, Handler, Refused, Work
 from proxy.sql.classify import Classified, classify, worst_kind
 from proxy.sql.names import touches_names
 from proxy.sql.parse import Failure, Parsed, Statement, parse
-from proxy.sql.splice import apply, ordered
+from proxy.sql.splice import apply, characters, ordered
 from proxy.sql.tokens import UnclearNames
 
 HANDLERS: Mapping[str, Handler] = {
@@ -98,12 +99,15 @@ class Planner:
                         tables.update(names_in_code(work, statement))
                     work.temporary = work.temporary.union(known.temp_relations)
         except Refused as refused:
+            refusal = refused.refusal
+            if refused.location >= 0:
+                refusal = replace(refusal, position=characters(text[: refused.location]) + 1)
             return Plan(
                 text,
                 kind,
                 refused.reason.value,
                 tables=tuple(tables),
-                refusal=refused.refusal,
+                refusal=refusal,
                 statements=len(parsed.statements),
                 explanations=(
                     refused.refusal.message,

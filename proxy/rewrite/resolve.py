@@ -244,7 +244,7 @@ def _translate(work: Work, source: Source, name: str, location: int, *, qualifie
     physical = rule.by_name.get(name)
     if physical is None:
         if name in rule.hidden:
-            raise undefined_column(source, name)
+            raise undefined_column(source, f"{source.name}.{name}" if qualified else f'"{name}"', location)
         return  # a system column, or an error that is the server's to report
     if physical == name:
         return
@@ -258,13 +258,14 @@ def _translate(work: Work, source: Source, name: str, location: int, *, qualifie
     work.reasons.append(Reason.TRANSLATED)
 
 
-def undefined_column(source: Source, name: str) -> Refused:
-    """The error that PostgreSQL would give for a column that the version does not have."""
+def undefined_column(source: Source, name: str, location: int) -> Refused:
+    """The error that PostgreSQL would give for a column that the version does not have; the name as it prints it."""
     assert source.rule is not None
     return Refused(
         Reason.REFUSED_UNDEFINED_COLUMN,
-        f'column "{name}" does not exist',
+        f"column {name} does not exist",
         sqlstate="42703",
+        location=location,
         hint=f"The version of {source.rule.model.qualified} that this client speaks has the columns "
         f"{', '.join(source.rule.names)}.",
     )
@@ -299,7 +300,7 @@ def _unqualified(work: Work, name: str, location: int, scope: Scope) -> None:
                 return
     if hidden is not None:
         if not uncertain:
-            raise undefined_column(hidden, name)
+            raise undefined_column(hidden, f'"{name}"', location)
         raise _ambiguous(name)
     row = scope.qualified(name)
     if row is not None and row.rule is not None and row.role is not Role.EXCLUDED:

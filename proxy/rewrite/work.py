@@ -29,10 +29,18 @@ class Refused(Exception):
     """Planning ends: the client gets an error instead."""
 
     def __init__(
-        self, reason: Reason, message: str, hint: str = "", sqlstate: str = "0A000", detail: str = ""
+        self,
+        reason: Reason,
+        message: str,
+        hint: str = "",
+        sqlstate: str = "0A000",
+        detail: str = "",
+        location: int = -1,
     ) -> None:
         super().__init__(message)
         self.reason = reason
+        self.location = location
+        """The byte offset of what is refused, if it has one place."""
         self.refusal = Refusal(sqlstate, message, detail, hint)
 
 

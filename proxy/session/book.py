@@ -12,6 +12,7 @@ from typing import final
 from proxy.rewrite.model import Side, TableModel
 from proxy.rewrite.plan import Plan
 from proxy.rewrite.planner import Planner
+from proxy.rewrite.replies import Translator
 from proxy.stats import Stats
 
 MAX_TEXT = 32_768
@@ -25,7 +26,7 @@ SearchPath = tuple[str, ...]
 class PlanBook:
     """Plans of one database under one term."""
 
-    __slots__ = ("_planners", "_plans", "_stats", "serial", "tables")
+    __slots__ = ("_planners", "_plans", "_stats", "_translators", "serial", "tables")
 
     def __init__(self, serial: int, tables: Sequence[TableModel], dual_write: bool, stats: Stats) -> None:
         self.serial = serial
@@ -34,10 +35,18 @@ class PlanBook:
             side: Planner(tables, side, dual_write) for side in ("old", "new")
         }
         self._plans: dict[tuple[Side, SearchPath, bytes], Plan] = {}
+        self._translators: dict[Side, Translator] = {}
         self._stats = stats
 
     def __len__(self) -> int:
         return len(self._plans)
+
+    def translator(self, side: Side) -> Translator:
+        """What turns the errors of migrated tables into those of a version."""
+        translator = self._translators.get(side)
+        if translator is None:
+            translator = self._translators[side] = Translator(self.tables, side)
+        return translator
 
     def plan(self, text: bytes, side: Side, search_path: SearchPath, temp: frozenset[str]) -> Plan:
         """The plan of a text; never raises. Sessions with temporary relations have plans of their own."""

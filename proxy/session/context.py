@@ -93,6 +93,7 @@ class Flight:
         "started",
         "target",
         "term",
+        "translate",
         "uncertain",
         "undo",
         "unparsed",
@@ -126,5 +127,7 @@ class Flight:
         """So it was before the batch's Sync."""
         self.undo: list[Callable[[], None]] = []
         """What brings back what was forgotten when it was sent, should it fail."""
+        self.translate: Callable[[bytes], bytes] | None = None
+        """Turns the servers' errors into those of the client's version."""
         self.noted = False
         """Whether its outcome matters to ``Effects``."""

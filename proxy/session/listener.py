@@ -118,7 +118,9 @@ class ServerReplies:
         if not self._primary and not len(session.queues[self._target]):
             return None
         if session.cure.asked:
-            session.cure.heard(message)
+            translate = session.flights[0].translate if session.flights else None
+            translated = message if translate is None else translate(message)
+            session.cure.heard(session.queues[self._target].located(translated))
             return b""
         if session.copy_doubt:
             self._doubtful = True
@@ -137,7 +139,10 @@ class ServerReplies:
         session.copying = False
         if session.flights:
             session.flights[0].failed = True
-        localized = session.outbox.localized(message, session.flights[0].frames if session.flights else None)
+        flight = session.flights[0] if session.flights else None
+        localized = session.outbox.localized(message, flight.frames if flight is not None else None)
+        if flight is not None and flight.translate is not None:
+            localized = flight.translate(localized)
         return None if localized is message else localized
 
     def on_skipped_ready(self, status: int) -> None:

@@ -15,10 +15,11 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple, final
 
 from proxy.rewrite.plan import Kind, Plan, Refusal
+from proxy.rewrite.replies import Translator, located
 from proxy.session.names import StatementNames
 from proxy.session.ports import Target
 from proxy.session.replies import (
@@ -35,7 +36,6 @@ from proxy.session.replies import (
 from proxy.session.settings import SessionSettings
 from proxy.session.statements import Prepared, Sent, Statement, deallocated
 from proxy.session.work import Item
-from proxy.sql.splice import original_position
 from proxy.stats import Stats
 from proxy.wire import messages as m
 from proxy.wire.messages import ProtocolViolation
@@ -66,7 +66,7 @@ class Missing(NamedTuple):
     statement: Statement
     name: bytes
     sent: Sent
-    rewritten: bool
+    plan: Plan
 
 
 @final
@@ -116,7 +116,10 @@ class Outbox:
         ):
             name = self._ensure_prepared(item, item.plan, target, out, entries)
             out.append(item.frame if name == item.name else renamed(item.frame, name))
-            return PLAIN_BIND if kind == m.BIND else Reply(m.DESCRIBE, capture=item.statement.hear)
+            edits = self._edits(item)
+            if kind == m.DESCRIBE:
+                return Reply(m.DESCRIBE, capture=item.statement.hear, edits=edits)
+            return PLAIN_BIND if edits is None else Reply(m.BIND, edits=edits)
         if kind == m.CLOSE:
             return self._emit_close(item, target, out)
         if (
@@ -129,7 +132,17 @@ class Outbox:
             entries.append(Reply(m.CLOSE, Mode.SKIP))
             self.prepared[target].drop(b"")
         out.append(item.frame)
+        if kind == m.EXECUTE and item.runs is not None:
+            edits = self._edits(item.runs)
+            if edits is not None:
+                return Reply(m.EXECUTE, edits=edits)
         return PLAIN.get(kind)
+
+    def _edits(self, item: Item) -> Callable[[bytes], bytes] | None:
+        """What an error of the item's statement goes through on its way to the client."""
+        if item.edits is None and item.plan is not None and item.refusal is None and item.plan.rewritten:
+            item.edits = functools.partial(_located, item.plan, item.text)
+        return item.edits
 
     def _emit_query(self, item: Item, out: list[bytes], entries: list[Reply], failed: bool) -> Reply:
         plan = item.plan
@@ -141,7 +154,7 @@ class Outbox:
             out.append(item.frame if text is None else m.query(text))
             return PLAIN_QUERY if undo is None else Reply(m.QUERY, undo=undo)
         out.append(m.query(plan.text))
-        return Reply(m.QUERY, undo=undo, edits=functools.partial(_map_position, plan, item.frame[5:-1]))
+        return Reply(m.QUERY, undo=undo, edits=functools.partial(_located, plan, item.frame[5:-1]))
 
     def _end_unnamed(self) -> Callable[[], None] | None:
         """A simple Query ends the unnamed statement; what brings it back if the server skips the Query."""
@@ -214,7 +227,7 @@ class Outbox:
         prepared.put(wire_name, (plan.text, item.oids), plan.rewritten and self.names is None)
         if target is Target.REPLICA and self.names is None:
             self.prepared[Target.PRIMARY].lack(name)
-        edits = functools.partial(_map_position, plan, statement.text) if plan.rewritten else None
+        edits = functools.partial(_located, plan, statement.text) if plan.rewritten else None
         return Reply(m.PARSE, undo=undo, edits=edits, fate=None if name else self._fate(prepared))
 
     def _undo(self, target: Target, name: bytes, wire_name: bytes) -> Callable[[], None]:
@@ -268,7 +281,7 @@ class Outbox:
         name, sent = item.name, (plan.text, item.oids)
         if name and self.names is not None:
             name = self._name_on_servers(item.statement, sent)
-        return Missing(item.statement, name, sent, plan.rewritten)
+        return Missing(item.statement, name, sent, plan)
 
     def _has(self, prepared: Prepared, wanted: Missing) -> bool:
         """Whether the server has it, or will have it before anything of this batch can fail."""
@@ -307,10 +320,15 @@ class Outbox:
             self._make_room(prepared, out, entries)
         out.append(m.parse(name, *wanted.sent))
         # Until it has succeeded, a batch that is pipelined behind this one prepares it once more.
-        rewritten = wanted.rewritten and self.names is None
+        rewritten = wanted.plan.rewritten and self.names is None
+        edits = (
+            functools.partial(_located, wanted.plan, wanted.statement.text) if wanted.plan.rewritten else None
+        )
         proof = functools.partial(prepared.prove, name, rewritten)
         fate = None if name else self._fate(prepared)
-        entries.append(Reply(m.PARSE, Mode.SKIP, undo=prepared.undo(name), capture=proof, fate=fate))
+        entries.append(
+            Reply(m.PARSE, Mode.SKIP, undo=prepared.undo(name), capture=proof, fate=fate, edits=edits)
+        )
         prepared.put(name, wanted.sent, True)
         prepared.unproved[name] = self.batch
 
@@ -410,17 +428,39 @@ def _refusal_frame(refusal: Refusal) -> bytes:
     # Drivers recognise a retired prepared statement by the routine's name and prepare it again by themselves.
     routine = "RevalidateCachedQuery" if refusal.message.startswith("cached plan") else ""
     return m.error_response(
-        refusal.sqlstate, refusal.message, detail=refusal.detail, hint=refusal.hint, routine=routine
+        refusal.sqlstate,
+        refusal.message,
+        detail=refusal.detail,
+        hint=refusal.hint,
+        routine=routine,
+        position=refusal.position,
     )
 
 
-def _map_position(plan: Plan, original: bytes, message: bytes) -> bytes:
-    """The error with its position mapped from the rewritten text to the client's."""
+def _located(plan: Plan, original: bytes, message: bytes) -> bytes:
+    """The error of a rewritten text, as one of the client's text."""
+    return _changed(message, lambda fields: located(plan, original, fields))
+
+
+def translated(translator: Translator, tables: tuple[str, ...], message: bytes) -> bytes:
+    """The error of a migrated table, as one of the client's version; ``tables`` are those of the batch."""
+    return _changed(message, lambda fields: translator.error(fields, tables))
+
+
+def _changed(message: bytes, change: Callable[[dict[str, str]], Mapping[str, str | None]]) -> bytes:
     try:
-        position = m.error_fields(message).get("P")
+        fields = {
+            key: value.decode("utf-8", "surrogateescape") for key, value in m.error_fields(message).items()
+        }
     except ProtocolViolation:
         return message
-    if position is None:
+    changes = change(fields)
+    if not changes:
         return message
-    mapped = original_position(original, plan.edits, int(position))
-    return m.error_with_fields(message, {"P": str(mapped).encode()})
+    return m.error_with_fields(
+        message,
+        {
+            key: None if value is None else value.encode("utf-8", "surrogateescape")
+            for key, value in changes.items()
+        },
+    )

@@ -71,7 +71,7 @@ class Reply:
         self.undo = undo
         """Called if the server discards the request because of an error, of this request or an earlier one."""
         self.edits = edits
-        """Rewrites an ErrorResponse frame, to map a position back to the client's text."""
+        """Rewrites the ErrorResponse frame that the client gets, to map a position back to its text."""
         self.capture = capture
         """Gets the message that completes the request."""
         self.fate = fate
@@ -177,6 +177,11 @@ class ReplyQueue:
 
     def __len__(self) -> int:
         return len(self._entries)
+
+    def located(self, message: bytes) -> bytes:
+        """An error of the request whose reply is expected now, as one of the client's text."""
+        edits = self._entries[0].edits if self._entries else None
+        return message if edits is None else edits(message)
 
     @property
     def buffered(self) -> int:
@@ -319,20 +324,20 @@ class ReplyQueue:
         if not entries:
             return None
         head = entries[0]
-        if replacement is not None:
-            if not replacement:
-                self._held = b""
-                if not _COARSE[head.request]:
-                    self._discard()
-                    if head.fate is not None:
-                        head.fate()
-                entries[0] = SKIPPED_SYNC
-                return b""
-        elif head.mode is Mode.REPLACE:
+        if replacement is not None and not replacement:
+            self._held = b""
+            if not _COARSE[head.request]:
+                self._discard()
+                if head.fate is not None:
+                    head.fate()
+            entries[0] = SKIPPED_SYNC
+            return b""
+        if head.mode is Mode.REPLACE:
             # That the transaction has failed before comes before anything that is wrong with the statement.
-            replacement = None if _FAILED_BEFORE in message else head.payload
+            if _FAILED_BEFORE not in message:
+                replacement = head.payload
         elif head.edits is not None:
-            replacement = head.edits(message)
+            replacement = head.edits(message if replacement is None else replacement)
         if not _COARSE[head.request]:
             self._discard()
             if head.fate is not None:

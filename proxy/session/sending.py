@@ -6,14 +6,15 @@ bytes to the port and the entries to the reply queue, and notes what the stateme
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-from proxy.rewrite.plan import Kind, Plan
+from proxy.rewrite.plan import Kind, Plan, Refusal
 from proxy.session.context import Flight, Term
 from proxy.session.databases import wanted_alone
 from proxy.session.effects import FAILED, IDLE
-from proxy.session.outbox import discards_all
+from proxy.session.outbox import discards_all, translated
 from proxy.session.ports import Target
 from proxy.session.replies import PLAIN_BIND, PLAIN_DESCRIBE, PLAIN_EXECUTE, PLAIN_SYNC, Reply
 from proxy.session.work import Item, Work
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 ENDS: Final = (m.QUERY, m.SYNC, m.FUNCTION_CALL)
 """What ends a batch and is answered by ReadyForQuery."""
 _LEAVES: Final = frozenset((Kind.COMMIT, Kind.ROLLBACK, Kind.SAVEPOINT))
+_PLAIN: Final = (PLAIN_BIND, PLAIN_EXECUTE, PLAIN_DESCRIBE, PLAIN_SYNC)
 _FORGETFUL: Final = frozenset((Kind.SESSION, Kind.UNPARSED))
 
 
@@ -71,6 +73,8 @@ def send(session: Session, frames: list[bytes], work: Work, target: Target, term
         session.flights.append(flight)
     else:
         flight.frames = None
+    if term.routing.tables:
+        _translate(session, work, flight)
     last = work.items[-1].kind
     session.open_flight = None if last in ENDS else flight
     session.target = target
@@ -101,18 +105,44 @@ def send(session: Session, frames: list[bytes], work: Work, target: Target, term
                 flight.undo.append(undo)
         if entry is not None:
             entries.append(entry)
-    if (
-        last == m.SYNC
-        and len(work.items) > 1
-        and all(entry in (PLAIN_BIND, PLAIN_EXECUTE, PLAIN_DESCRIBE, PLAIN_SYNC) for entry in entries)
-    ):
-        entries = [PLAIN_SYNC]
+    if last == m.SYNC and len(work.items) > 1:
+        entries = _coarse(entries)
     session.queues[target].expect_all(entries)
     data = out[0] if len(out) == 1 else b"".join(out)
     if target is Target.PRIMARY:
         session.send_primary(data)
     else:
         session.port.to_server(target, data)
+
+
+def _translate(session: Session, work: Work, flight: Flight) -> None:
+    """The batch's errors are to be those of the version that its statements were prepared under."""
+    spoken = session.spoken
+    versions = {item.statement.version for item in work.items if item.statement is not None}
+    side = spoken.side_of(versions.pop() if len(versions) == 1 else spoken.version)
+    if not isinstance(side, Refusal):
+        flight.translate = functools.partial(
+            translated,
+            session.context.book().translator(side),
+            tuple({t for p in work.plans for t in p.tables}),
+        )
+
+
+def _coarse(entries: list[Reply]) -> list[Reply]:
+    """One entry for a batch of which nothing has to be told apart."""
+    edits = None
+    for entry in entries:
+        if entry in _PLAIN:
+            continue
+        if (
+            entry.request not in (m.BIND, m.EXECUTE)
+            or entry.edits is None
+            or entry.undo is not None
+            or edits not in (None, entry.edits)
+        ):
+            return entries
+        edits = entry.edits
+    return [PLAIN_SYNC if edits is None else Reply(m.SYNC, edits=edits)]
 
 
 def forget(session: Session, text: bytes, flight: Flight) -> Callable[[], None] | None:

@@ -55,6 +55,8 @@ class Item:
     """The error that the statement gets, as PostgreSQL gives it for the client's own text."""
     runs: Item | None = None
     """Of an Execute: the Bind of its portal, if that is in the same batch."""
+    edits: Callable[[bytes], bytes] | None = None
+    """What an error of the statement's rewritten text goes through on its way to the client, once it was asked for."""
     decides: bool = False
     """Whether this message is where the statement's text arrives (Query, Parse), so that it is counted once."""
 

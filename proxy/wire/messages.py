@@ -99,10 +99,13 @@ def error_response(
     hint: str = "",
     severity: str = "ERROR",
     routine: str = "",
+    position: int = 0,
 ) -> bytes:
-    """An ErrorResponse frame. ``severity`` is ERROR, FATAL or PANIC."""
+    """An ErrorResponse frame. ``severity`` is ERROR, FATAL or PANIC; ``position`` counts from 1."""
     fields = [("S", severity), ("V", severity), ("C", sqlstate), ("M", message)]
     fields += [(code, text) for code, text in (("D", detail), ("H", hint), ("R", routine)) if text]
+    if position:
+        fields.append(("P", str(position)))
     body = b"".join(code.encode() + text.encode().replace(b"\0", b"?") + b"\0" for code, text in fields)
     return frame(ERROR_RESPONSE, body + b"\0")
 

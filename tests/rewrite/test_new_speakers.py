@@ -153,7 +153,7 @@ def test_a_column_that_the_version_does_not_have_does_not_exist(sql: str) -> Non
     result = plan(sql)
     assert result.refusal is not None
     assert result.refusal.sqlstate == "42703"
-    assert '"status"' in result.refusal.message or '"_dualwire_mark"' in result.refusal.message
+    assert "status" in result.refusal.message or '"_dualwire_mark"' in result.refusal.message
 
 
 @pytest.mark.parametrize(
