@@ -218,7 +218,7 @@ class Corpus:
         if kind == "VariableSetStmt" or plan.kind is Kind.ROLLBACK or b"search_path" in text:
             self._read_path()
         if kind.startswith(("Create", "Alter", "Drop", "Rename", "Transaction", "Truncate", "Rule", "View")):
-            self._follow()
+            self._follow(_words(text))
 
     def _read_path(self) -> None:
         if self.rewritten.failed:
@@ -228,14 +228,17 @@ class Corpus:
             rows = self.rewritten.connection.pgconn.exec_(b"SELECT unnest(current_schemas(false))")
             self.search_path = tuple(rows.get_value(at, 0).decode() for at in range(rows.ntuples))
 
-    def _follow(self) -> None:
-        """Give new tables their columns, and read all models again."""
+    def _follow(self, words: set[bytes]) -> None:
+        """Give new tables their columns, and read the models again of those that were named."""
         if self.rewritten.failed:
             return
         execute = self.rewritten.connection.execute
         models = {}
         for oid, schema, name, key in execute(_TABLES).fetchall():
             before = self.models.get(f"{schema}.{name}")
+            if before is not None and before.oid == oid and name.encode() not in words:
+                models[f"{schema}.{name}"] = before
+                continue
             columns = [_column(row) for row in execute(_COLUMNS, (oid,)).fetchall()]
             if HIDDEN not in (c.name for c in columns):
                 if (
@@ -403,7 +406,7 @@ def run(directory: Path, only: list[str]) -> int:
                 side.run(b"SET statement_timeout = '20s'")
             corpus.temporary = frozenset()
             corpus._read_path()
-            corpus._follow()
+            corpus._follow(set())
             for where, difference in corpus.differences[before:]:
                 if permitted.reason(f"{where}: {_first(difference)}") is None:
                     unexpected += 1
