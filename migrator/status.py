@@ -88,6 +88,10 @@ async def _sidecars(conn: asyncpg.Connection) -> list[dict[str, Any]]:
                 "revision": sidecar.revision,
                 "held": sidecar.held,
                 "clients": stats.get("clients", {}),
+                "mirrored": stats.get("mirrored", 0),
+                "guarded": stats.get("guarded", 0),
+                "mirror_failures": stats.get("mirror_failures", 0),
+                "handed_to_guard": stats.get("handed_to_guard", []),
             }
         )
     return result
@@ -161,4 +165,7 @@ def text(document: dict[str, Any]) -> str:
         lines.append(
             f"  sidecar {s['service']} ({s['id']}): {ack}, {clients}, lease {s['lease_seconds']} s{state}"
         )
+        if s["handed_to_guard"]:
+            handed = ", ".join(s["handed_to_guard"])
+            lines.append(f"    left to the guard after {s['mirror_failures']} failed writes: {handed}")
     return "\n".join(lines)

@@ -79,8 +79,10 @@ class Stats:
         "errors",
         "fallbacks",
         "guarded",
+        "handed_to_guard",
         "latency",
         "login_failures",
+        "mirror_failures",
         "mirrored",
         "parked",
         "pins",
@@ -106,6 +108,10 @@ class Stats:
         """Statements that wrote both shapes themselves."""
         self.guarded = 0
         """Statements on migrated tables that left the other shape to the guard."""
+        self.mirror_failures = 0
+        """Statements that failed by what was added to them for the other shape."""
+        self.handed_to_guard: frozenset[str] = frozenset()
+        """Tables whose writes are left to the guard after too many of these, until the next epoch."""
         self.plan_hits = 0
         self.plan_misses = 0
         self.bytes_from_clients = 0

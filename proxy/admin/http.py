@@ -177,11 +177,13 @@ def _database(database: DatabaseView) -> dict[str, Any]:
             "mirrored": stats.mirrored,
             "guarded": stats.guarded,
             "fallbacks": stats.fallbacks,
+            "mirror_failures": stats.mirror_failures,
             "parked": database.holds_total,
             "rewrites": dict(stats.rewrites),
             "refusals": dict(stats.refusals),
             "decisions": {f"{target}:{reason}": n for (target, reason), n in list(stats.decisions.items())},
         },
+        "handed_to_guard": sorted(stats.handed_to_guard),
         "p99_seconds": p99,
     }
 

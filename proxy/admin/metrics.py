@@ -108,6 +108,12 @@ COUNTERS: Final[tuple[tuple[str, str, tuple[str, ...], Reader], ...]] = (
         _one(lambda d: d.stats.fallbacks),
     ),
     (
+        "mirror_failures",
+        "Writes that failed by what was added to them for the other shape.",
+        (),
+        _one(lambda d: d.stats.mirror_failures),
+    ),
+    (
         "plan_cache_lookups",
         "Lookups in the plan cache.",
         ("result",),
@@ -163,6 +169,12 @@ GAUGES: Final[tuple[tuple[str, str, tuple[str, ...], Reader], ...]] = (
     ("hold", "Whether this sidecar holds for a swap.", (), _one(lambda d: d.link.holding)),
     ("parked_sessions", "Sessions that a hold parks now.", (), _one(lambda d: d.stats.parked)),
     ("clients", "Connected clients by what they speak.", ("version",), _clients),
+    (
+        "tables_handed_to_guard",
+        "Tables whose writes are not rewritten any more, after too many failures.",
+        (),
+        _one(lambda d: len(d.stats.handed_to_guard)),
+    ),
     ("replication_clients", "Replication connections.", (), _one(lambda d: d.stats.replication)),
     ("transactions_open", "Clients in a transaction.", (), _one(lambda d: d.stats.transactions_open)),
     ("pool_connections", "Server connections.", ("server", "role", "state"), _pools),

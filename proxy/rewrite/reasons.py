@@ -38,6 +38,8 @@ class Reason(StrEnum):
     GUARD_PREPARE = "guard_prepare"
     GUARD_CODE = "guard_code"
     """DO, CALL or a function's body that names the table: it is not looked into."""
+    GUARD_BREAKER = "guard_breaker"
+    """Too many rewritten writes of the table failed by what was added: until the next epoch none is rewritten."""
     GUARD_OTHER = "guard_other"
     GUARD_UNPARSED = "guard_unparsed"
     """Too long or too deep to parse, and it names the table."""

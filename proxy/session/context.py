@@ -11,6 +11,7 @@ from typing import final
 
 from proxy.rewrite.plan import Kind
 from proxy.session.book import PlanBook
+from proxy.session.breaker import Breaker
 from proxy.session.names import StatementNames
 from proxy.session.ports import HubView, Prober, Reads, RoutingView, Target
 from proxy.stats import Stats
@@ -19,18 +20,21 @@ from proxy.stats import Stats
 class Books:
     """The plan books in use: one for each setting of a sidecar's own dual-write switch, for the current term."""
 
-    __slots__ = ("_books", "_serial", "_stats")
+    __slots__ = ("_books", "_serial", "_stats", "breaker")
 
     def __init__(self, stats: Stats) -> None:
         self._stats = stats
         self._serial = -1
         self._books: dict[bool, PlanBook] = {}
+        self.breaker = Breaker(stats)
+        """Of that term."""
 
     def get(self, term: Term, dual_write: bool) -> PlanBook:
         """The book of that term; those of earlier terms are dropped."""
         if term.serial != self._serial:
             self._serial = term.serial
             self._books = {}
+            self.breaker.reset()
         book = self._books.get(dual_write)
         if book is None:
             routing = term.routing
@@ -88,6 +92,7 @@ class Flight:
         "frames",
         "frees",
         "keep_sync",
+        "mirrored",
         "noted",
         "settings",
         "started",
@@ -129,5 +134,7 @@ class Flight:
         """What brings back what was forgotten when it was sent, should it fail."""
         self.translate: Callable[[bytes], bytes] | None = None
         """Turns the servers' errors into those of the client's version."""
+        self.mirrored: tuple[str, ...] = ()
+        """Tables that it writes in both shapes."""
         self.noted = False
         """Whether its outcome matters to ``Effects``."""

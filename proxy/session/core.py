@@ -279,6 +279,7 @@ class Session:
                 temp=self.settings.temp,
                 user=self.user,
                 utf8=self.settings.utf8,
+                breaker=context.books.breaker,
                 shared=self.shared,
             ),
         )

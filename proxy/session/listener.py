@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, final
 
+from proxy.session.breaker import ours
 from proxy.session.context import Flight
 from proxy.session.effects import IDLE
 from proxy.session.ports import Target
@@ -134,6 +135,8 @@ class ServerReplies:
             session.blocked = "cure"
             return b""
         session.context.stats.errors += 1
+        if session.flights and session.flights[0].mirrored and ours(message):
+            session.context.books.breaker.failed(session.flights[0].mirrored)
         session.cure.outdated(message, session.flights[0].frames if session.flights else None)
         session.saw_fatal = session.saw_fatal or b"VFATAL\0" in message[:64]
         session.copying = False

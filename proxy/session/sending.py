@@ -177,6 +177,7 @@ def _note(session: Session, item: Item, plan: Plan, flight: Flight) -> None:
             stats.rewrites[plan.reason] += 1
         if plan.mirrored:
             stats.mirrored += 1
+            flight.mirrored += plan.tables
         elif plan.guarded:
             stats.guarded += 1
         session.effects.note(item.text, plan, flight)

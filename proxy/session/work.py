@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from proxy.rewrite.model import Side
 from proxy.rewrite.plan import Kind, Plan, Refusal
 from proxy.rewrite.reasons import Reason
 from proxy.session.book import PlanBook, SearchPath
+from proxy.session.breaker import Breaker
 from proxy.session.ports import Prober
 from proxy.session.statements import Statement
 from proxy.session.twins import as_if_alone
@@ -105,6 +106,7 @@ class Scope:
     temp: frozenset[str]
     user: str
     utf8: bool
+    breaker: Breaker
     shared: bool = False
     """Servers are shared by transactions: a named statement is prepared wherever it is wanted."""
 
@@ -208,6 +210,8 @@ def _decide(item: Item, work: Work, scope: Scope, text: bytes, version: str, oid
             work.unproved, work.probe_key, work.probe_oids = plan, key, oids
     elif verdict.mirrored:
         item.oids = verdict.oids
+        if plan.fallback is not None and plan.mirrored and scope.breaker.handed(plan.tables):
+            item.plan = replace(plan.fallback, reason=Reason.GUARD_BREAKER.value)
     elif verdict.error:
         item.error = as_if_alone(verdict.error, text, plan, scope.book.tables)
     elif verdict.refusal is not None:

@@ -25,6 +25,7 @@ SUITES = {
 COMMANDS = {
     "pgproto": "tests.conformance.run_pgproto",
     "regress": "tests.conformance.run_regress",
+    "corpus": "tests.conformance.run_corpus",
     "pgbench": "tests.conformance.run_pgbench",
 }
 """Judges that are no suites of somebody's tests: the module whose ``main`` takes the rest of the command line."""

@@ -1,13 +1,15 @@
 """Every statement of PostgreSQL's regression SQL under the identity mapping: rewritten, it gives what it gives itself.
 
-``python -m tests.conformance corpus DIRECTORY`` takes ``src/test/regress`` of a PostgreSQL source tree (``REGRESS_DIR``
-where no directory is given) and runs its scripts in two databases, statement by statement: in one as they stand, in the
-other as the planner rewrites them. There each table gets a column that its version does not have, so that every read
-needs a derived table and every list is supplied, and a mirror of each column that is simply a copy of it; after a
-mirrored write the copies must agree. Rows, columns with their types and modifiers, tags and SQLSTATEs must be equal.
+``python -m tests.conformance corpus DIRECTORY`` takes ``src/test/regress`` of a PostgreSQL source tree
+(``REGRESS_DIR`` where no directory is given) and runs its scripts in two databases, statement by statement: in one as
+they stand, in the other as the planner rewrites them. There each table gets a column that its version does not have, so
+that every read needs a derived table and every list is supplied, and a mirror of each column that is simply a copy of
+it; after a mirrored write the copies must agree. Rows, columns with their types and modifiers, tags and SQLSTATEs must
+be equal.
 
-What is not compared: statements whose outcome differs by itself (times, OIDs, physical order), what depends on an object
-that was made from ``*`` of such a table, and errors' texts. Exit status: 0 no unexpected difference, 1 there are some.
+What is not compared: statements whose outcome differs by itself (times, OIDs, physical order), what depends on an
+object that was made from ``*`` of such a table, and errors' texts. Exit status: 0 no unexpected difference, 1 there
+are some.
 """
 
 from __future__ import annotations
@@ -39,7 +41,8 @@ FIRST = ("test_setup", "create_index", "create_misc")
 """Scripts whose tables the others use, in this order."""
 LEFT_OUT = frozenset(
     {
-        "regproc", "sanity_check", "opr_sanity", "type_sanity", "tablespace", "database", "stats", "stats_ext", "vacuum",
+        "regproc", "sanity_check", "opr_sanity", "type_sanity", "tablespace", "database", "stats", "stats_ext",
+        "vacuum",
         "publication", "subscription", "privileges", "misc_functions", "event_trigger", "oid8", "xid", "psql",
         "psql_crosstab", "prepared_xacts", "guc", "cluster", "amutils", "brin", "gist", "spgist", "object_address",
     }
@@ -170,12 +173,12 @@ class Corpus:
         self.counts["compared"] += 1
         if got != expected and not (plan.mirrored and got[0] == expected[0] == "error"):
             # (A rewritten text that the server rejects is not what a sidecar would send.)
-            self.differences.append(
-                (
-                    script,
-                    f"{_shown(text)}\n  became   {_shown(plan.text)}\n  expected {_brief(expected)}\n  got      {_brief(got)}",
-                )
+            told = (
+                f"  became   {_shown(plan.text)}",
+                f"  expected {_brief(expected)}",
+                f"  got      {_brief(got)}",
             )
+            self.differences.append((script, "\n".join((_shown(text), *told))))
             self._taint(plan)
         elif plan.mirrored and not plan.guarded and got[0] == "done":
             self.counts["mirrored"] += 1
