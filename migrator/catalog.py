@@ -84,6 +84,14 @@ class CatalogTrigger(Frozen):
     enabled: str
     before_row: bool
     function: str
+    language: str
+    source: str
+    """The function's text, or a symbol where it is no text."""
+    inserts: bool
+    updates: bool
+    update_columns: list[str]
+    """Those of UPDATE OF; empty where any column fires it."""
+    arguments: list[str]
     pinned: bool
     """Its function has a search_path of its own, so it works whoever's statement fires it."""
 
@@ -108,6 +116,7 @@ class CatalogTable(Frozen):
     inherits: bool
     row_security: bool
     has_rules: bool
+    instead_rules: bool
     rows: int
     bytes: int
     columns: list[CatalogColumn]
@@ -178,6 +187,8 @@ SELECT json_build_object(
   'persistence', c.relpersistence, 'partition', c.relispartition, 'row_security', c.relrowsecurity,
   'inherits', EXISTS (SELECT FROM pg_inherits i WHERE i.inhrelid = c.oid OR i.inhparent = c.oid),
   'has_rules', EXISTS (SELECT FROM pg_rewrite r WHERE r.ev_class = c.oid AND r.rulename <> '_RETURN'),
+  'instead_rules', EXISTS (
+    SELECT FROM pg_rewrite r WHERE r.ev_class = c.oid AND r.rulename <> '_RETURN' AND r.is_instead),
   'rows', greatest(c.reltuples, 0)::bigint,
   'bytes', CASE WHEN c.relkind IN ('r', 'm') THEN pg_table_size(c.oid) ELSE 0 END)
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = $1
@@ -253,6 +264,12 @@ _TRIGGERS = """
 SELECT json_build_object(
   'name', t.tgname, 'definition', pg_get_triggerdef(t.oid), 'enabled', t.tgenabled,
   'before_row', (t.tgtype & 3) = 3 AND (t.tgtype & 20) <> 0, 'function', t.tgfoid::regprocedure::text,
+  'language', (SELECT l.lanname FROM pg_language l WHERE l.oid = p.prolang), 'source', p.prosrc,
+  'inserts', (t.tgtype & 4) <> 0, 'updates', (t.tgtype & 16) <> 0,
+  'update_columns', coalesce((
+    SELECT json_agg(a.attname) FROM pg_attribute a
+    WHERE a.attrelid = t.tgrelid AND a.attnum = ANY (t.tgattr::int2[])), '[]'),
+  'arguments', to_json(string_to_array(encode(t.tgargs, 'escape'), '\\000')),
   'pinned', p.prolang IN (12, 13) OR EXISTS (SELECT FROM unnest(p.proconfig) AS s WHERE s LIKE 'search_path=%'))
 FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid WHERE t.tgrelid = $1 AND NOT t.tgisinternal ORDER BY t.tgname
 """

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from migrator.analysis import Compiled
 from migrator.expressions import render
 from migrator.sqltext import MARK, ident, literal, names, qualified
+from proxy.rewrite.model import Guard
 
 Severity = Literal["error", "warning", "info"]
 
@@ -163,6 +164,12 @@ class TableDesign(Value):
     functions: list[str]
     """What expand makes before it takes any lock on the table."""
     expand: list[str]
+    arm: list[str] = []
+    """What guards ``check`` and ``off`` install once every sidecar writes both shapes."""
+    strengthen: list[str] = []
+    """What makes guard ``check`` strict after the backfill."""
+    disarm: list[str] = []
+    """What removes them where sidecars are about to write one shape only."""
     shrink: list[str]
     """What undoes expand."""
     native_validate: list[str]
@@ -175,6 +182,9 @@ class TableDesign(Value):
     bytes: int
     suppress_triggers: bool
     """Backfill and repairs run with session_replication_role = replica."""
+    guard: Guard = "sync"
+    inline: bool = True
+    """Whether sidecars write both shapes; False: the table's own triggers or rules may overrule what they write."""
 
     @property
     def label(self) -> str:
@@ -275,6 +285,7 @@ class Design(Value):
     """Objects of the migration itself, before any table's: the repair counter."""
     epilogue: list[str]
     findings: list[Finding]
+    guard: Guard = "sync"
 
     @property
     def mirrored(self) -> list[TableDesign]:

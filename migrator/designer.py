@@ -35,7 +35,8 @@ from migrator.lint import judge_sql, judge_table
 from migrator.models import logical_order
 from migrator.spec import Migration
 from migrator.sqltext import cut, new_column_name
-from proxy.rewrite.model import NOT_NULL_CHECK
+from migrator.usertriggers import overruling
+from proxy.rewrite.model import NOT_NULL_CHECK, Guard
 
 Orders = Mapping[int, Sequence[tuple[str, str]]]
 """For tables whose logical column order differs from the physical one: (logical, physical) names by OID."""
@@ -81,7 +82,9 @@ async def build(
     counter = _Counter(id)
     ordered = sorted(draft.tables.values(), key=lambda t: catalog[t.name].oid)
     for number, table_draft in enumerate(ordered, start=1):
-        builder = _TableBuilder(conn, table_draft, catalog[table_draft.name], counter, number, suppress)
+        builder = _TableBuilder(
+            conn, table_draft, catalog[table_draft.name], counter, number, suppress, migration.guard or "sync"
+        )
         tables.append(await builder.build())
         findings += builder.findings
     creates = [
@@ -102,6 +105,7 @@ async def build(
         prelude=[f"CREATE SEQUENCE IF NOT EXISTS {sequence}"] if mirrored else [],
         epilogue=[f"DROP SEQUENCE IF EXISTS {sequence}"] if mirrored else [],
         findings=findings,
+        guard=migration.guard or "sync",
     )
 
 
@@ -138,6 +142,7 @@ class _TableBuilder:
         counter: _Counter,
         number: int,
         suppress: bool,
+        guard: Guard,
     ) -> None:
         self.conn = conn
         self.draft = draft
@@ -145,6 +150,7 @@ class _TableBuilder:
         self.counter = counter
         self.number = number
         self.may_suppress = suppress
+        self.guard = guard
         self.findings: list[Finding] = []
         self.new_names: dict[int, str] = {}
         taken = {c.name for c in catalog.columns}
@@ -223,8 +229,12 @@ class _TableBuilder:
             cleanup=[],
             rows=self.catalog.rows,
             bytes=self.catalog.bytes,
-            suppress_triggers=bool(user_triggers) and self.may_suppress,
+            suppress_triggers=bool(user_triggers or self.catalog.has_rules) and self.may_suppress,
+            guard=self.guard,
         )
+        # Guard check cannot carry over what is left to it: there a write that is overruled fails.
+        overruled = overruling(self.catalog, design) or self.catalog.has_rules
+        design = design.model_copy(update={"inline": not overruled or self.guard != "sync"})
         indexes, index_findings = await index_designs(self.conn, self.catalog, design, self.counter.id)
         self.findings += index_findings
         design = design.model_copy(update={"indexes": indexes})

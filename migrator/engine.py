@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from migrator.phases.context import Context, Options
 from migrator.progress import Progress
 from migrator.spec import Migration, load
 from proxy.control.routing import Phase
+from proxy.rewrite.model import Guard
 
 STEPS: dict[Phase, Callable[[Context], Awaitable[None]]] = {
     "planned": prepare.run,
@@ -72,6 +73,12 @@ async def design_of(conn: asyncpg.Connection, migration: Migration, schema: str)
         await transaction.rollback()
     server = await preflight.judge_server(conn, design)
     return design.model_copy(update={"findings": [*design.findings, *server]})
+
+
+def loaded(path: Path, guard: Guard | None) -> Migration:
+    """The file's migration, with the guard that the command line asks for, if it does."""
+    migration = load(path)
+    return migration if guard is None else replace(migration, guard=guard)
 
 
 def refuse_errors(design: Design) -> None:
@@ -144,7 +151,7 @@ async def enter(
     session: Session, path: Path, schema: str, progress: Progress, options: Options
 ) -> Context | MigrationRow:
     """The context of a file's migration, begun if it is new; the row alone if it was completed before."""
-    migration = load(path)
+    migration = loaded(path, options.guard)
     conn = session.conn
     row = await store.active(conn)
     if row is not None:
@@ -157,6 +164,11 @@ async def enter(
             raise Refused(
                 f"{path} has changed since migration {row.name} was started",
                 hint="Restore the file, or run `dualwire rollback` and start again.",
+            )
+        if migration.guard not in {None, row.design.guard}:
+            raise Refused(
+                f"migration {row.name} was started with guard {row.design.guard}",
+                hint="Roll it back to start it with another guard.",
             )
         ctx = Context(session, row, progress, options)
         await not_rolling_back(ctx)

@@ -1,5 +1,5 @@
-"""The guard ``sync``: an AFTER ROW trigger that repairs, in the same transaction, every write that left the two
-shapes of a row apart.
+"""The guard ``sync`` (for the others see ``armed``): an AFTER ROW trigger that repairs, in the same transaction, every
+write that left the two shapes of a row apart.
 
 Its WHEN clause looks at the data in the direction that the mark names, so a rewritten write costs one comparison and
 a copied mark deceives nobody. The function decides which shape the writer meant from what changed, recomputes the
@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+from migrator import armed
 from migrator.design import ConstraintDesign, DirectionDesign, TableDesign
 from migrator.sqltext import FENCE_TRIGGER, GUARD_TRIGGER, MARK, conjunction, dollar, ident, literal, names
 
@@ -69,6 +70,8 @@ def fill_trigger(table: TableDesign, function: str) -> list[str]:
 
 def triggers(table: TableDesign, function: str) -> list[str]:
     """DDL of the guard's triggers; one more where a volatile mirror needs the row as it was."""
+    if table.guard != "sync":
+        return []
     return [*_guard_triggers(table, function), *fill_trigger(table, function)]
 
 
@@ -97,6 +100,8 @@ def _guard_triggers(table: TableDesign, function: str) -> list[str]:
 
 def drop_triggers(table: TableDesign, function: str) -> list[str]:
     """What removes the guard."""
+    if table.guard != "sync":
+        return []
     return [
         f"DROP TRIGGER IF EXISTS {ident(GUARD_TRIGGER)} ON {table.sql}",
         f"DROP TRIGGER IF EXISTS {ident(GUARD_TRIGGER + '_update')} ON {table.sql}",
@@ -315,8 +320,37 @@ def fence(table: TableDesign, function: str) -> list[str]:
     if not names_given:
         return []
     columns = ", ".join(map(ident, names_given))
+    trigger = ident(FENCE_TRIGGER)
+    update = ident(FENCE_TRIGGER + "_update")
+    given, changed = _old_written(table)
+    return [
+        *_fence_function(table, function),
+        f"CREATE TRIGGER {trigger} AFTER INSERT ON {table.sql} FOR EACH ROW WHEN ({given})"
+        f" EXECUTE FUNCTION {function}()",
+        f"CREATE TRIGGER {update} AFTER UPDATE OF {columns} ON {table.sql} FOR EACH ROW"
+        f" WHEN ({changed}) EXECUTE FUNCTION {function}()",
+        f"ALTER TABLE {table.sql} ENABLE ALWAYS TRIGGER {trigger}",
+        f"ALTER TABLE {table.sql} ENABLE ALWAYS TRIGGER {update}",
+    ]
+
+
+def closing_fence(table: TableDesign, function: str) -> list[str]:
+    """The fence of guard ``check`` until all sidecars know that the old version is over."""
+    if not table.mark or table.guard != "check" or not table.old_given:
+        return []
+    given, changed = _old_written(table)
+    return [*_fence_function(table, function), *armed.closing_fence(table, function, changed, given)]
+
+
+def _old_written(table: TableDesign) -> tuple[str, str]:
+    """SQL: whether an inserted row has values in old columns, and whether an update has changed them."""
+    columns = [c for c, _ in table.old_given]
     # Their defaults are gone by now: whatever is not NULL was given.
-    given = _given([(c, None) for c in names_given])
+    return _given([(c, None) for c in columns]), _changed(columns)
+
+
+def _fence_function(table: TableDesign, function: str) -> list[str]:
+    names_given = [c for c, _ in table.old_given]
     body = f"""
 BEGIN
     RAISE EXCEPTION USING ERRCODE = '0A000',
@@ -325,24 +359,23 @@ BEGIN
         HINT = 'The migration is closed: write the columns of the new version.',
         SCHEMA = {literal(table.schema_name)}, TABLE = {literal(table.name)};
 END"""
-    trigger = ident(FENCE_TRIGGER)
-    update = ident(FENCE_TRIGGER + "_update")
     return [
         f"CREATE OR REPLACE FUNCTION {function}() RETURNS trigger LANGUAGE plpgsql"
         f" SET search_path = pg_catalog, pg_temp AS {dollar(body)}",
-        f"CREATE TRIGGER {trigger} AFTER INSERT ON {table.sql} FOR EACH ROW WHEN ({given})"
-        f" EXECUTE FUNCTION {function}()",
-        f"CREATE TRIGGER {update} AFTER UPDATE OF {columns} ON {table.sql} FOR EACH ROW"
-        f" WHEN ({_changed(names_given)}) EXECUTE FUNCTION {function}()",
-        f"ALTER TABLE {table.sql} ENABLE ALWAYS TRIGGER {trigger}",
-        f"ALTER TABLE {table.sql} ENABLE ALWAYS TRIGGER {update}",
+    ]
+
+
+def drop_fence_triggers(table: TableDesign) -> list[str]:
+    """What removes the fence's triggers."""
+    return [
+        f"DROP TRIGGER IF EXISTS {ident(FENCE_TRIGGER)} ON {table.sql}",
+        f"DROP TRIGGER IF EXISTS {ident(FENCE_TRIGGER + '_update')} ON {table.sql}",
     ]
 
 
 def drop_fence(table: TableDesign, function: str) -> list[str]:
     """What removes the fence."""
     return [
-        f"DROP TRIGGER IF EXISTS {ident(FENCE_TRIGGER)} ON {table.sql}",
-        f"DROP TRIGGER IF EXISTS {ident(FENCE_TRIGGER + '_update')} ON {table.sql}",
+        *drop_fence_triggers(table),
         f"DROP FUNCTION IF EXISTS {function}()",
     ]

@@ -14,7 +14,8 @@ from pglast.parser import ParseError, parse_sql_json
 from migrator.catalog import CatalogTable
 from migrator.design import Finding, TableDesign
 from migrator.draft import Draft, Slot, TableDraft
-from migrator.sqltext import FENCE_TRIGGER, GUARD_TRIGGER, MARK, NEW_PREFIX
+from migrator.sqltext import FENCE_TRIGGER, GUARD_CHECK, GUARD_TRIGGER, MARK, NEW_PREFIX
+from migrator.usertriggers import cascades, listed, overruling, watched
 
 _TRANSACTIONAL = {"TransactionStmt": "transaction control", "VacuumStmt": "VACUUM"}
 
@@ -46,6 +47,8 @@ def judge_table(
         *_constraints(draft, catalog, design),
         *_expressions(design),
         *_triggers(catalog, design, may_suppress),
+        *_overruled(catalog, design, may_suppress),
+        *_guard(catalog, design),
         *_clients(catalog, design),
     ]
 
@@ -65,8 +68,8 @@ def _table_kind(catalog: CatalogTable, design: TableDesign) -> Iterator[Finding]
             f"{label} has no primary key: rows could be neither backfilled nor verified",
             "Add a primary key first.",
         )
-    if catalog.has_rules and design.mark:
-        yield error("rules", f"{label} has rules: they would see rewritten statements", "Drop them first.")
+    if catalog.instead_rules and design.mark:
+        yield error("rules", f"{label} has INSTEAD rules: writes would go elsewhere", "Drop them first.")
     if catalog.row_security and design.mark:
         yield warning(
             "row_security",
@@ -306,15 +309,8 @@ def _triggers(catalog: CatalogTable, design: TableDesign, may_suppress: bool) ->
     if not active or not design.mark:
         return
     listed = ", ".join(t.name for t in active)
-    before = [t.name for t in active if t.before_row]
-    if before:
-        yield info(
-            "before_triggers",
-            f"{design.label} has BEFORE triggers ({', '.join(before)}): what they change is carried over by the"
-            " guard",
-        )
     late = [t.name for t in active if t.name > GUARD_TRIGGER]
-    if late:
+    if late and design.guard == "sync":
         yield warning(
             "late_triggers", f"{design.label}: triggers {', '.join(late)} fire after the guard by their names"
         )
@@ -334,6 +330,88 @@ def _triggers(catalog: CatalogTable, design: TableDesign, may_suppress: bool) ->
                 f"{design.label}: this role may not set session_replication_role: backfill and repairs fire {listed}",
                 f"{grant}.",
             )
+
+
+def _overruled(catalog: CatalogTable, design: TableDesign, may_suppress: bool) -> Iterator[Finding]:
+    """What may write other values than a statement gives."""
+    if not design.mark:
+        return
+    label = design.label
+    triggers = overruling(catalog, design)
+    if triggers and design.guard == "sync":
+        yield info(
+            "before_triggers",
+            f"{label} has BEFORE triggers that may change columns which are carried over ({listed(triggers)}):"
+            " sidecars leave its writes to the guard",
+        )
+    elif triggers and design.guard == "check":
+        yield warning(
+            "before_triggers",
+            f"{label}: a write fails with 23514 ({GUARD_CHECK}) where a BEFORE trigger ({listed(triggers)})"
+            " changes what is carried over",
+            "Use guard sync.",
+            waiver=True,
+        )
+    elif triggers:
+        yield error(
+            "before_triggers",
+            f"{label}: BEFORE triggers ({listed(triggers)}) may change what is carried over, and with guard off"
+            " nothing would notice",
+            "Use guard sync.",
+        )
+    if catalog.has_rules:
+        yield info("rules", f"{label} has rules: sidecars leave its writes to the guard")
+        if design.guard != "sync":
+            yield error("rules", f"{label} has rules: its writes need guard sync", "Use guard sync.")
+        elif not may_suppress:
+            yield error(
+                "rules_fire",
+                f"{label}: this role may not set session_replication_role: backfill and repairs would run its rules",
+                "GRANT SET ON PARAMETER session_replication_role TO the migrator's role",
+            )
+
+
+def _guard(catalog: CatalogTable, design: TableDesign) -> Iterator[Finding]:
+    """What the chosen guard costs."""
+    if not design.mark or design.guard == "sync":
+        return
+    label, mode = design.label, design.guard
+    if design.up.volatile or design.down.volatile:
+        yield error(
+            "guard_volatile",
+            f"{label}: up or down is volatile or depends on the session, which guard {mode} cannot check",
+            "Use guard sync.",
+        )
+    for key in cascades(catalog, design):
+        if mode == "off":
+            yield error(
+                "guard_cascade",
+                f"{label}: the foreign key {key.name} changes {listed(key.columns)} by cascade, which guard off"
+                " does not see",
+                "Use guard sync.",
+            )
+        else:
+            yield warning(
+                "guard_cascade",
+                f"{label}: a write to the referenced table that reaches {listed(key.columns)} by the foreign key"
+                f" {key.name} fails with 23514 ({GUARD_CHECK})",
+                "Use guard sync.",
+                waiver=True,
+            )
+    if mode == "check":
+        yield warning(
+            "guard_check",
+            f"{label}: whatever comes past a sidecar (functions, triggers, DO, psql, logical apply) and writes"
+            f" {listed(watched(design))} fails with 23514 ({GUARD_CHECK}); so does COPY from there",
+            waiver=True,
+        )
+    else:
+        yield warning(
+            "guard_off",
+            f"{label}: writes of {listed(watched(design))} that come past a sidecar fail with 55000; what"
+            " functions, triggers and DO write there through a sidecar is not carried over, verify finds it",
+            waiver=True,
+        )
 
 
 def _clients(catalog: CatalogTable, design: TableDesign) -> Iterator[Finding]:

@@ -7,11 +7,11 @@ from typing import Literal, cast
 
 import asyncpg
 
+from migrator.armed import strict_name
 from migrator.catalog import CatalogTable, find_table, read_table
 from migrator.design import DirectionDesign, TableDesign
 from migrator.sqltext import MARK
-from migrator.statements import strict_name
-from proxy.rewrite.model import Column, Direction, LogicalColumn, Mirror, TableModel
+from proxy.rewrite.model import Column, Direction, Guard, LogicalColumn, Mirror, TableModel
 
 Order = Sequence[tuple[str, str]]
 
@@ -52,6 +52,8 @@ def _model(
     down: Direction | None = None,
     mark: str | None = None,
     labels: tuple[tuple[str, str], ...] = (),
+    guard: Guard = "sync",
+    inline: bool = True,
 ) -> TableModel:
     return TableModel(
         schema=table.schema_name,
@@ -64,6 +66,8 @@ def _model(
         up=up or Direction(),
         down=down or Direction(),
         mark=mark,
+        guard=guard,
+        inline=inline,
         shadows=tuple(table.shadows),
         labels=labels,
     )
@@ -93,6 +97,8 @@ def mirrored(table: TableDesign, catalog: CatalogTable) -> TableModel:
         down=_direction(table.down),
         mark=MARK if table.mark else None,
         labels=_labels(table),
+        guard=table.guard,
+        inline=table.inline,
     )
 
 

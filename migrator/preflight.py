@@ -6,9 +6,9 @@ import asyncpg
 
 from migrator.catalog import find_table
 from migrator.database import PROBE, connect
-from migrator.design import Design, Finding
+from migrator.design import Design, Finding, TableDesign
 from migrator.errors import NotObtained, Refused
-from migrator.lint import error, info, warning
+from migrator.lint import error, warning
 
 MINIMUM_VERSION = 150000
 
@@ -66,29 +66,37 @@ async def judge_server(conn: asyncpg.Connection, design: Design) -> list[Finding
                     "Run the migrator as the owner of the tables, or grant it that role.",
                 )
             )
-        findings += await _text_functions(conn, table.oid, table.name, [n for n, _ in table.old])
+        findings += await _text_functions(conn, table)
     for create in design.creates:
         if await find_table(conn, create.schema_name, create.name) is not None:
             findings.append(error("exists", f"{create.sql} already exists"))
     return findings
 
 
-async def _text_functions(
-    conn: asyncpg.Connection, oid: int, table: str, columns: list[str]
-) -> list[Finding]:
+_FUNCTION_WRITES = {
+    "sync": "the guard carries its writes over",
+    "check": "its writes of columns that are carried over fail with 23514",
+    "off": "its writes through a sidecar are not carried over, and past one they fail with 55000",
+}
+
+
+async def _text_functions(conn: asyncpg.Connection, table: TableDesign) -> list[Finding]:
     """Functions whose text names the table: PostgreSQL does not know what they depend on."""
     rows = await conn.fetch(
         "SELECT p.oid::regprocedure::text AS name FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace"
         " WHERE n.nspname NOT IN ('pg_catalog', 'information_schema', 'dualwire')"
         "   AND p.prosqlbody IS NULL AND p.prosrc ~* ('\\m' || $1 || '\\M') AND p.prokind <> 'a'"
         " ORDER BY 1 LIMIT 20",
-        "".join(c if c.isalnum() or c == "_" else "." for c in table),
+        "".join(c if c.isalnum() or c == "_" else "." for c in table.name),
     )
+    said = _FUNCTION_WRITES[table.guard]
     return [
-        info(
-            "text_function",
-            f"function {r['name']} names {table} in its text: the guard carries its writes over;"
+        Finding(
+            severity="info" if table.guard == "sync" or not table.mark else "warning",
+            code="text_function",
+            message=f"function {r['name']} names {table.name} in its text: {said};"
             " after completed it must know the new columns",
+            waiver=table.guard != "sync" and table.mark,
         )
         for r in rows
     ]

@@ -22,6 +22,8 @@ def document(design: Design) -> dict[str, Any]:
         "migration": design.migration,
         "parent": design.parent,
         "schema": design.schema_name,
+        "guard": design.guard,
+        "tables": tables(design),
         "phases": phases(design),
         "estimate": {
             "rows": rows,
@@ -36,13 +38,32 @@ def document(design: Design) -> dict[str, Any]:
     }
 
 
+def tables(design: Design) -> list[dict[str, Any]]:
+    """How the writes of each table are carried over."""
+    return [
+        {
+            "table": t.label,
+            "carried_over_by": "nothing to carry over"
+            if not t.mark
+            else f"sidecars, guard {t.guard}"
+            if t.inline
+            else "guard sync alone (its own triggers or rules may overrule a statement)",
+            "guard": t.guard if t.mark else None,
+            "inline": t.inline,
+        }
+        for t in design.tables
+    ]
+
+
 def phases(design: Design) -> list[dict[str, Any]]:
     """Every phase with what it does and undoes."""
     expand = forward_of(design)
-    batches = [update_statement(t).format(range="<key range>") for t in design.mirrored]
+    batches = [update_statement(t, "<key range>") for t in design.mirrored]
     builds = [i.create for t in design.tables for i in t.indexes]
     validate = [s for t in design.tables for s in t.native_validate]
-    backward = backward_of(design)
+    arm = [s for t in design.tables for s in t.arm]
+    strengthen = [s for t in design.tables for s in t.strengthen]
+    backward = [*(s for t in design.tables for s in t.disarm), *backward_of(design)]
     relax = [s for t in design.tables for s in t.relax]
     strict = [s for t in design.tables for s in [*t.strict, *t.validate_strict]]
     swap = [s for t in design.tables for s in [*t.swap, *t.cleanup]] + design.epilogue
@@ -53,7 +74,7 @@ def phases(design: Design) -> list[dict[str, Any]]:
         {
             "phase": "backfilled",
             "does": "fill the new shape in batches, build its indexes",
-            "forward": [*batches, *builds, *validate],
+            "forward": [*arm, *batches, *strengthen, *builds, *validate],
             "backward": [],
         },
         {
@@ -76,7 +97,9 @@ def phases(design: Design) -> list[dict[str, Any]]:
 def text(design: Design) -> str:
     """The plan for people."""
     plan = document(design)
-    lines = [f"migration {design.migration} (after {design.parent})", ""]
+    lines = [f"migration {design.migration} (after {design.parent}), guard {design.guard}"]
+    lines += [f"  {t['table']}: {t['carried_over_by']}" for t in plan["tables"]]
+    lines.append("")
     for phase in plan["phases"]:
         lines.append(f"{phase['phase']}: {phase['does']}")
         lines += [f"    {_indent(s)};" for s in phase["forward"]]

@@ -10,7 +10,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import yaml
 from pydantic import ValidationError
@@ -18,8 +18,9 @@ from pydantic import ValidationError
 from migrator.errors import Refused, Usage
 from migrator.operations import KNOWN_TO_PGROLL, REGISTRY, Operation
 from migrator.operations.common import Strict
+from proxy.rewrite.model import Guard
 
-TOP_KEYS = {"operations", "name", "version_schema"}
+TOP_KEYS = {"operations", "name", "version_schema", "guard"}
 MAX_FILE_BYTES = 4 * 1024 * 1024
 
 
@@ -31,6 +32,8 @@ class Migration:
     operations: tuple[Operation, ...]
     document: dict[str, Any]
     """The file's content, for the control schema."""
+    guard: Guard | None = None
+    """What the file says about it; None where it says nothing, which means ``sync``."""
 
     @property
     def checksum(self) -> str:
@@ -71,12 +74,17 @@ def parse(name: str, label: str, raw: bytes) -> Migration:
     for key in document:
         if key not in TOP_KEYS:
             raise Refused(f"{label}: unknown key `{key}`", hint=f"Known keys: {', '.join(sorted(TOP_KEYS))}.")
+    guard = document.get("guard")
+    # YAML reads a bare off as false.
+    guard = "off" if guard is False else guard
+    if guard is not None and guard not in get_args(Guard):
+        raise Refused(f"{label}: guard: unknown value {guard!r}", hint="Known values: sync, check, off.")
     operations = document.get("operations")
     if not isinstance(operations, list) or not operations:
         raise Refused(f"{label}: `operations` must be a list with at least one operation")
     parsed = tuple(_operation(label, index, item) for index, item in enumerate(operations))
     _combinations(label, operations)
-    return Migration(name, parsed, document)
+    return Migration(name, parsed, document, cast(Guard | None, guard))
 
 
 def from_document(name: str, document: dict[str, Any]) -> Migration:

@@ -8,6 +8,8 @@ NEW_PREFIX = "_dualwire_new_"
 MARK = "_dualwire_mark"
 GUARD_TRIGGER = "zzz_dualwire_guard"
 FENCE_TRIGGER = "zzz_dualwire_closed"
+PROXIED_TRIGGER = "zzz_dualwire_proxied"
+GUARD_CHECK = "_dualwire_guard"
 MAX_NAME = 63
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from migrator import guard
+from migrator import armed, guard
+from migrator.armed import strict_name
 from migrator.catalog import CatalogColumn, CatalogTable
-from migrator.design import ConstraintDesign, NewColumn, TableDesign
+from migrator.design import NewColumn, TableDesign
 from migrator.draft import TableDraft
-from migrator.expressions import parse_expression, render
+from migrator.expressions import parse_expression
 from migrator.functions import drop_functions, mirror_function, ok_functions
 from migrator.sqltext import MARK, cut, ident, literal, qualified
 
@@ -22,13 +23,17 @@ def all_statements(
     """Every list of statements that ``TableDesign`` holds."""
     function = guard.guard_function_name(table, migration, number)
     fence = f"dualwire.fence_{migration}_{number}"
+    proxied = f"dualwire.proxied_{migration}_{number}"
     return {
         "functions": _functions(table, types, migration, function),
         "expand": _expand(table, catalog, draft, function),
-        "shrink": _shrink(table, function),
+        "arm": _with_path(table, armed.arm(table, proxied, migration)),
+        "strengthen": _with_path(table, armed.strengthen(table)),
+        "disarm": armed.disarm(table, proxied),
+        "shrink": _shrink(table, function, proxied),
         "native_validate": _native_validate(table, draft),
-        "relax": _relax(table, catalog),
-        "strict": _strict(table, function, fence),
+        "relax": [*_relax(table, catalog), *_close(table, fence)],
+        "strict": _strict(table, function, proxied, fence),
         "validate_strict": _validate_strict(table),
         "swap": _swap(table, catalog, draft, fence),
         "cleanup": [*drop_functions(table.up), *drop_functions(table.down)],
@@ -43,6 +48,14 @@ def _path(table: TableDesign) -> list[str]:
     return [f"SET LOCAL search_path = {', '.join(['pg_catalog', *map(ident, needed)])}"]
 
 
+def _with_path(table: TableDesign, statements: list[str]) -> list[str]:
+    return [*_path(table), *statements] if statements else []
+
+
+def _close(table: TableDesign, fence: str) -> list[str]:
+    return _with_path(table, [*armed.close(table), *guard.closing_fence(table, fence)])
+
+
 def _functions(table: TableDesign, types: Types, migration: int, function: str) -> list[str]:
     if not table.mark:
         return []
@@ -51,6 +64,8 @@ def _functions(table: TableDesign, types: Types, migration: int, function: str) 
         for mirror in direction.mirrors:
             statements += mirror_function(mirror, types)
         statements += ok_functions(direction, types)
+    if table.guard != "sync":
+        return statements
     return [
         *statements,
         *guard.guard_function(table, migration, function),
@@ -126,8 +141,8 @@ def _grants(table: TableDesign, catalog: CatalogTable) -> list[str]:
     return statements
 
 
-def _shrink(table: TableDesign, function: str) -> list[str]:
-    statements: list[str] = []
+def _shrink(table: TableDesign, function: str, proxied: str) -> list[str]:
+    statements: list[str] = armed.shrink(table, proxied)
     if table.mark:
         statements += guard.drop_triggers(table, function)
     drops = [f"DROP COLUMN IF EXISTS {ident(c.name)}" for c in table.columns]
@@ -161,27 +176,14 @@ def _relax(table: TableDesign, catalog: CatalogTable) -> list[str]:
     return [f"ALTER TABLE {table.sql} " + ", ".join(changes)] if changes else []
 
 
-def strict_name(constraint: ConstraintDesign) -> str:
-    """The name of a constraint until the swap: the final one may still belong to the old column."""
-    return constraint.name if constraint.kind == "not_null" else cut("_dualwire_ck_", constraint.name)
-
-
-def _strict(table: TableDesign, function: str, fence: str) -> list[str]:
+def _strict(table: TableDesign, function: str, proxied: str, fence: str) -> list[str]:
     statements = _path(table)
     if table.mark:
         statements += guard.drop_triggers(table, function)
-    statements += guard.fence(table, fence)
-    for constraint in table.up.constraints:
-        if constraint.kind == "not_null":
-            condition = f"{ident(constraint.column)} IS NOT NULL"
-        else:
-            values = [ident(s) for s in constraint.condition.sources]
-            condition = render(constraint.condition.template, values)
-        statements.append(
-            f"ALTER TABLE {table.sql} ADD CONSTRAINT {ident(strict_name(constraint))}"
-            f" CHECK ({condition}) NOT VALID"
-        )
-    return statements
+    if not table.mark or table.guard == "sync":
+        return [*statements, *guard.fence(table, fence), *armed.binding(table)]
+    statements += armed.shrink(table, proxied)
+    return [*statements, *guard.drop_fence_triggers(table), *guard.fence(table, fence)]
 
 
 def _validate_strict(table: TableDesign) -> list[str]:

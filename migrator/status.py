@@ -39,6 +39,7 @@ async def status(conn: asyncpg.Connection) -> dict[str, Any]:
     document["migration"] = {
         "name": row.name,
         "phase": row.phase,
+        "guard": row.design.guard,
         "paused": row.paused,
         "started_at": row.started_at,
         "phase_at": row.phase_at,
@@ -132,7 +133,8 @@ def text(document: dict[str, Any]) -> str:
     else:
         paused = ", paused" if row["paused"] else ""
         lines.append(
-            f"migration {row['name']}: {row['phase']}{paused} since {row['phase_at']:%Y-%m-%d %H:%M:%S}"
+            f"migration {row['name']}: {row['phase']}{paused} since {row['phase_at']:%Y-%m-%d %H:%M:%S},"
+            f" guard {row['guard']}"
         )
         for table in row["backfill"]:
             state = "done" if table["finished"] else f"ETA {duration(table['eta_seconds'])}"

@@ -18,6 +18,7 @@ from migrator.database import connect
 from migrator.design import Design
 from migrator.errors import EXIT_REFUSED, Refused, Usage
 from migrator.spec import load
+from proxy.rewrite.model import Guard
 
 
 def register(app: typer.Typer) -> None:
@@ -26,8 +27,8 @@ def register(app: typer.Typer) -> None:
         app.command()(command)
 
 
-async def _design(dsn: str | None, file: Path, schema: str) -> Design:
-    migration = load(file)
+async def _design(dsn: str | None, file: Path, schema: str, guard: Guard | None) -> Design:
+    migration = engine.loaded(file, guard)
     conn = await connect(dsn)
     try:
         await install.require(conn)
@@ -45,7 +46,11 @@ async def _design(dsn: str | None, file: Path, schema: str) -> Design:
 
 
 def lint(
-    file: opt.File, dsn: opt.Dsn = None, schema: opt.Schema = "public", output: opt.Output = Format.text
+    file: opt.File,
+    dsn: opt.Dsn = None,
+    schema: opt.Schema = "public",
+    guard: opt.GuardMode = None,
+    output: opt.Output = Format.text,
 ) -> None:
     """Judge a migration file; exit code 3 if it has errors. Without a DSN only the file itself is read."""
     if not dsn:
@@ -53,7 +58,7 @@ def lint(
         said = f"{migration}: the file is well-formed; give --dsn to check it against a database"
         show({"migration": migration, "findings": [], "ok": True}, said, output)
         return
-    design = perform(_design(dsn, file, schema), output)
+    design = perform(_design(dsn, file, schema, guard), output)
     document = {
         "migration": design.migration,
         "findings": [f.model_dump() for f in design.findings],
@@ -69,10 +74,14 @@ async def _loaded(file: Path) -> str:
 
 
 def plan(
-    file: opt.File, dsn: opt.Dsn = None, schema: opt.Schema = "public", output: opt.Output = Format.text
+    file: opt.File,
+    dsn: opt.Dsn = None,
+    schema: opt.Schema = "public",
+    guard: opt.GuardMode = None,
+    output: opt.Output = Format.text,
 ) -> None:
     """Dry run: phases, forward and backward SQL, estimate, findings. Exit code 3 if start would refuse."""
-    design = perform(_design(dsn, file, schema), output)
+    design = perform(_design(dsn, file, schema, guard), output)
     show(report.document(design), report.text(design), output)
     if design.errors():
         raise typer.Exit(EXIT_REFUSED)

@@ -19,6 +19,7 @@ from migrator.phases import verify as verify_phase
 from migrator.phases.context import BackfillOptions, Options
 from migrator.progress import Progress
 from proxy.control.routing import Phase
+from proxy.rewrite.model import Guard
 
 UNTIL = ("prepared", "expanded", "backfilled", "verified", "cutover")
 
@@ -43,6 +44,7 @@ def _options(
     throttle: float = 0.0,
     max_rate: float | None = None,
     max_lag: float = 5.0,
+    guard: Guard | None = None,
 ) -> Options:
     return Options(
         lock=LockOptions(timeout_ms=lock_timeout, attempts=lock_attempts),
@@ -50,6 +52,7 @@ def _options(
             batch_rows=batch_size, throttle=throttle, max_rate=max_rate, max_lag=max_lag
         ),
         ack_timeout=ack_timeout,
+        guard=guard,
     )
 
 
@@ -84,11 +87,14 @@ def start(
     throttle: opt.Throttle = 0.0,
     max_rate: opt.MaxRate = None,
     max_lag: opt.MaxLag = 5.0,
+    guard: opt.GuardMode = None,
     quiet: opt.Quiet = False,
 ) -> None:
     """Begin a migration, or continue it after any interruption."""
     goal = _until(until, UNTIL)
-    chosen = _options(ack_timeout, lock_timeout, lock_attempts, batch_size, throttle, max_rate, max_lag)
+    chosen = _options(
+        ack_timeout, lock_timeout, lock_attempts, batch_size, throttle, max_rate, max_lag, guard
+    )
 
     async def work() -> engine.Outcome:
         with Progress(quiet=quiet) as progress:
@@ -113,12 +119,15 @@ def run(
     throttle: opt.Throttle = 0.0,
     max_rate: opt.MaxRate = None,
     max_lag: opt.MaxLag = 5.0,
+    guard: opt.GuardMode = None,
     quiet: opt.Quiet = False,
 ) -> None:
     """All phases up to completed; stops with exit code 3 while the retention time after cutover runs."""
     goal = _until(until, (*UNTIL, "completed"))
     keep = parse_duration(retention)
-    chosen = _options(ack_timeout, lock_timeout, lock_attempts, batch_size, throttle, max_rate, max_lag)
+    chosen = _options(
+        ack_timeout, lock_timeout, lock_attempts, batch_size, throttle, max_rate, max_lag, guard
+    )
 
     async def work() -> engine.Outcome:
         with Progress(quiet=quiet) as progress:

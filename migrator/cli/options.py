@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from migrator.cli.output import Format
+from proxy.rewrite.model import Guard
 
 Dsn = Annotated[
     str | None,
@@ -38,4 +39,13 @@ Throttle = Annotated[
 ]
 MaxRate = Annotated[float | None, typer.Option("--max-rate", min=1, help="Rows a second at most.")]
 MaxLag = Annotated[float, typer.Option("--max-lag", min=0.0, help="Seconds that replicas may be behind.")]
+GuardMode = Annotated[
+    Guard | None,
+    typer.Option(
+        "--guard",
+        help="What the database does about writes that come past a sidecar: sync, check or off."
+        " By default what the file says, else sync.",
+        show_default=False,
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]

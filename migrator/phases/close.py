@@ -73,6 +73,7 @@ async def run(ctx: Context) -> None:
         for table in ctx.design.tables:
             for statement in table.relax:
                 await conn.execute(statement)
+        await conn.execute("SET LOCAL search_path = pg_catalog")
         catalogs = await ctx.look(conn)
         tables = [models.closed(t, catalogs[t.oid]) for t in ctx.design.tables]
         await ctx.publish(

@@ -15,7 +15,7 @@ from migrator.design import Design
 from migrator.locks import LockOptions
 from migrator.progress import Progress
 from proxy.control.routing import Phase, Routing
-from proxy.rewrite.model import TableModel
+from proxy.rewrite.model import Guard, TableModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +42,8 @@ class Options:
     ack_timeout: float = 30.0
     hold_seconds: float = 2.0
     swap_attempts: int = 20
+    guard: Guard | None = None
+    """Overrules what the file says about the guard; None leaves it."""
 
 
 @dataclass(slots=True)

@@ -9,6 +9,7 @@ from migrator.control.store import reached
 from migrator.errors import Refused
 from migrator.phases.backfill import replica_lag
 from migrator.phases.context import Context
+from migrator.phases.verify import list_problems
 
 
 async def gate(ctx: Context) -> None:
@@ -19,6 +20,7 @@ async def gate(ctx: Context) -> None:
             f"cutover is not possible in phase {phase}",
             hint="Run `dualwire verify` first." if phase == "backfilled" else "See `dualwire status`.",
         )
+    await list_problems(ctx)
     total, listed = await store.problems(ctx.conn, ctx.row.id)
     if total:
         raise Refused(

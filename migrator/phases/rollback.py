@@ -1,5 +1,8 @@
 """Any phase before closed → rolled_back, without moving data.
 
+Under the guards ``check`` and ``off`` sidecars go on mirroring until it is certain that nothing would be lost, because
+nobody else does; only then they are told to stop, in one transaction with the end of the guard.
+
 Order: what only the new shape can hold is looked for; then a state is published without the new version and without
 mirrors, and acknowledged, while the guard still mirrors; then the same is looked for again, because new speakers
 wrote until then; then guard, columns and functions go and the former state is published, in one transaction.
@@ -13,7 +16,7 @@ from typing import Any
 
 import asyncpg
 
-from migrator import models
+from migrator import drift, models
 from migrator.control import publish, store
 from migrator.control.store import reached
 from migrator.design import Design, TableDesign
@@ -25,6 +28,7 @@ from proxy.rewrite.model import TableModel
 
 LISTED = 20
 WITHDRAW = "withdraw"
+STOP = "stop mirroring"
 
 
 def backward_of(design: Design) -> list[str]:
@@ -49,16 +53,21 @@ async def run(ctx: Context, *, accept_loss: bool) -> dict[str, Any]:
     expanded = reached(phase, "expanded")
     lost: list[dict[str, Any]] = []
     if phase != "planned":
-        if expanded:
+        # Once mirroring has stopped, marks say nothing any more; what is lost was accepted before.
+        judged = await store.step_state(ctx.conn, ctx.row.id, STOP) == "done"
+        if expanded and not judged:
             lost = await losses(ctx)
             _refuse_loss(lost, accept_loss)
         await withdraw(ctx)
         await ctx.wait_acks()
-        if expanded:
+        if expanded and not judged:
             lost = await losses(ctx)
             if lost and not accept_loss:
                 await _restore(ctx)
                 _refuse_loss(lost, accept_loss)
+        if expanded and _mirrors_inline_only(ctx):
+            await _stop(ctx)
+            await ctx.wait_acks()
     await _shrink(ctx, expanded)
     await ctx.wait_acks()
     ctx.progress.settle()
@@ -127,15 +136,43 @@ async def withdraw(ctx: Context) -> None:
             "dual_write": before.dual_write,
         }
         catalogs = await ctx.look(conn)
-        tables = [models.frozen(t, catalogs[t.oid]) for t in ctx.design.tables]
+        mirroring = reached(ctx.row.phase, "expanded") and _mirrors_inline_only(ctx)
+        model = models.mirrored if mirroring else models.frozen
+        tables = [model(t, catalogs[t.oid]) for t in ctx.design.tables]
         await ctx.publish(
             conn,
-            lambda r: replace(r, serves_new=False, auto="old", percent=0, dual_write=False, hold=None),
+            lambda r: replace(r, serves_new=False, auto="old", percent=0, dual_write=mirroring, hold=None),
             tables,
             epoch=True,
         )
         # A migrator that takes over must know what to go back to if it finds that something would be lost.
         await store.step_done(conn, ctx.row.id, WITHDRAW, [json.dumps(served)])
+
+
+def _mirrors_inline_only(ctx: Context) -> bool:
+    """Whether what sidecars do not mirror is not mirrored at all."""
+    return any(t.guard != "sync" for t in ctx.design.mirrored)
+
+
+async def _stop(ctx: Context) -> None:
+    """Sidecars mirror no more, and no guard asks for it."""
+    if await store.step_state(ctx.conn, ctx.row.id, STOP) == "done":
+        return
+    statements = [s for t in ctx.design.tables for s in t.disarm]
+
+    async def step(conn: asyncpg.Connection) -> None:
+        for statement in statements:
+            await conn.execute(statement)
+        catalogs = await ctx.look(conn)
+        tables = [models.frozen(t, catalogs[t.oid]) for t in ctx.design.tables]
+        await ctx.publish(conn, lambda r: replace(r, dual_write=False), tables, epoch=True)
+        await store.step_done(conn, ctx.row.id, STOP, statements)
+        await drift.remember(conn, ctx.row.id, ctx.design, catalogs)
+
+    await with_tables_locked(
+        ctx.session, ctx.tables, step, what=STOP, options=ctx.options.lock, progress=ctx.progress
+    )
+    await ctx.reload()
 
 
 async def _restore(ctx: Context) -> None:

@@ -16,9 +16,9 @@ import asyncpg
 from migrator.control import publish, store
 from migrator.design import DirectionDesign, TableDesign
 from migrator.errors import Differences
-from migrator.phases.backfill import key_range, update_statement, upper_key
+from migrator.phases.backfill import key_range, own_writes, update_statement, upper_key
 from migrator.phases.context import Context
-from migrator.sqltext import MARK, ident, literal
+from migrator.sqltext import MARK, ident, literal, names
 
 CHUNK_ROWS = 20_000
 LISTED = 20
@@ -102,6 +102,7 @@ async def verify(ctx: Context, *, repair: bool = False) -> Result:
     if repair:
         for table in ctx.design.mirrored:
             await _repair(ctx, table)
+    await list_problems(ctx)
     tables = [await _table(ctx, table) for table in ctx.design.mirrored]
     total, listed = await store.problems(ctx.conn, ctx.row.id, LISTED)
     result = Result(tables, total, listed)
@@ -203,19 +204,16 @@ async def _table(ctx: Context, table: TableDesign) -> TableResult:
 async def _repair(ctx: Context, table: TableDesign) -> None:
     """Recompute rows that differ, each in its own direction; rows whose up fails stay problems."""
     down = [f"{ident(m.target)} = {m.computed('t.')}" for m in table.down.reproducible if not m.keeps]
-    up = update_statement(table)
     after: list[str] | None = None
     while True:
         async with ctx.session.transaction() as conn:
-            if table.suppress_triggers:
-                await conn.execute("SET LOCAL session_replication_role = 'replica'")
+            await own_writes(conn, table, ctx.row.id)
             upper = await upper_key(conn, table, after, CHUNK_ROWS)
             condition = key_range(table, after is not None, upper is not None)
             arguments = [*(after or []), *(upper or [])]
-            await conn.execute(up.format(range=condition), *arguments)
+            await conn.execute(update_statement(table, condition, f"t.{ident(MARK)} IS NULL"), *arguments)
             old = f"t.{ident(MARK)} < 3 AND NOT {table.right('old', 't.')}"
-            again = up.format(range=condition).replace(f"t.{ident(MARK)} IS NULL", old)
-            await conn.execute(again, *arguments)
+            await conn.execute(update_statement(table, condition, old), *arguments)
             if down:
                 await conn.execute(
                     f"UPDATE {table.sql} AS t SET {', '.join(down)} WHERE {condition}"
@@ -239,6 +237,54 @@ async def _stale_problems(ctx: Context) -> None:
                 ctx.row.id,
                 table.label,
             )
+
+
+async def list_problems(ctx: Context) -> None:
+    """Without the guard ``sync`` nobody has listed the rows that cannot be carried over."""
+    for table in ctx.design.mirrored:
+        if table.guard != "sync":
+            await _list_problems(ctx, table)
+
+
+def _problems_statement(ctx: Context, table: TableDesign, condition: str) -> str | None:
+    """Lists the rows of one key range that cannot be carried over; None where that cannot happen."""
+    mark = f"t.{ident(MARK)}"
+    parts = []
+    for side, direction, which in (
+        ("old", table.up, f"{mark} IS NULL"),
+        ("new", table.down, f"{mark} >= 3 AND NOT {table.right('new', 't.')}"),
+    ):
+        if direction.why is not None:
+            reason = f"{direction.why}({names(direction.ok_sources, 't.')})"
+            parts.append(
+                f"SELECT {table.key_json('t.')} AS key, '{side}' AS direction, {reason} AS reason"
+                f" FROM {table.sql} AS t WHERE {condition} AND {which}"
+            )
+    if not parts:
+        return None
+    return (
+        "INSERT INTO dualwire.problem AS p (migration, table_name, key, direction, reason)"
+        f" SELECT {ctx.row.id}, {literal(table.label)}, x.key, x.direction, x.reason"
+        f" FROM ({' UNION ALL '.join(parts)}) x WHERE x.reason IS NOT NULL"
+        " ON CONFLICT ON CONSTRAINT problem_pkey DO UPDATE"
+        " SET direction = excluded.direction, reason = excluded.reason, found_at = clock_timestamp()"
+        " WHERE (p.direction, p.reason) IS DISTINCT FROM (excluded.direction, excluded.reason)"
+    )
+
+
+async def _list_problems(ctx: Context, table: TableDesign) -> None:
+    after: list[str] | None = None
+    while True:
+        async with ctx.session.transaction() as conn:
+            upper = await upper_key(conn, table, after, CHUNK_ROWS)
+            condition = key_range(table, after is not None, upper is not None)
+            statement = _problems_statement(ctx, table, condition)
+            if statement is None:
+                return
+            await conn.execute(statement, *(after or []), *(upper or []))
+        if upper is None:
+            return
+        after = upper
 
 
 def _key_matches(table: TableDesign) -> str:

@@ -91,7 +91,7 @@ def from_query(
     """
     query: Node = node["selectStmt"]["SelectStmt"]
     _no_overriding(node)
-    if width is None and "cols" in node and rule.model.guard != "off":
+    if width is None and "cols" in node and rule.model.guard == "sync":
         # Only so many are right with a list; the prober asks the server. Without a guard there is no prober's choice.
         width = len(columns)
     if width is None:

@@ -177,7 +177,9 @@ class Planner:
         return plan(edits, work.mirrored, work.guarded, fallback)
 
     def _has_guard(self, table: str) -> bool:
-        return all(rule.model.guard != "off" for rule in self._catalog.rules if rule.model.qualified == table)
+        return all(
+            rule.model.guard == "sync" for rule in self._catalog.rules if rule.model.qualified == table
+        )
 
     def _opaque(self, parsed: Parsed, reason: Reason | None = None) -> Plan:
         """A text that cannot be looked into: passed where that is harmless, refused where it may not be."""

@@ -144,11 +144,11 @@ class Work:
         """Note that the guard must carry this write over; refuse where there is none."""
         if not rule.mirroring:
             return
-        if rule.model.guard == "off" and self.dual_write:
+        if rule.model.guard != "sync" and self.dual_write:
             raise Refused(
                 Reason.REFUSED_GUARD_OFF,
                 f"this statement cannot be carried over to both shapes of {rule.model.qualified}",
-                hint="Use plain INSERT ... VALUES and UPDATE, or run the migration with the guard on.",
+                hint="Use plain INSERT ... VALUES and UPDATE, or run the migration with guard sync.",
                 detail=sentence,
             )
         self.guarded = True

@@ -87,7 +87,7 @@ def retype(table: str, column: str, up: str, down: str, kind: str = "text") -> s
         (retype("seen", "a", "a::text", "a::int"), "dependents", "view"),
         ("{drop_column: {table: seen, column: a}}", "dependents", "view public.seen_view"),
         ("{drop_column: {table: mood, column: email}}", "drop_not_null", "drop_column has no down"),
-        (retype("ruled", "a", "a::text", "a::int"), "rules", "has rules"),
+        (retype("ruled", "a", "a::text", "a::int"), "rules", "has INSTEAD rules"),
         (
             "{add_column: {table: seen, column: {name: t, type: uuid, default: gen_random_uuid()}}}",
             "volatile_default",
