@@ -1,7 +1,7 @@
 """What a sidecar counts, per database: plain numbers that the hot path adds to and that a scrape reads.
 
-Nothing here knows Prometheus, a clock or a lock: one event loop writes, the same loop reads. Imports nothing
-of dualwire, so every layer may count. The names that an operator sees are in ``proxy.admin.metrics``.
+Nothing here knows Prometheus, a clock or a lock: one event loop writes, the same loop reads. Imports no layer
+of dualwire, so every one may count. The names that an operator sees are in ``proxy.admin.metrics``.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import defaultdict
 from typing import Final
+
+from proxy.caches import CACHES, CacheCounts
 
 BUCKETS: Final = (
     0.0001,
@@ -72,6 +74,7 @@ class Stats:
     __slots__ = (
         "bytes_from_clients",
         "bytes_to_clients",
+        "caches",
         "cancels",
         "clients",
         "clients_total",
@@ -89,6 +92,7 @@ class Stats:
         "pins_total",
         "plan_hits",
         "plan_misses",
+        "plan_templates",
         "queries",
         "refusals",
         "replication",
@@ -113,7 +117,11 @@ class Stats:
         self.handed_to_guard: frozenset[str] = frozenset()
         """Tables whose writes are left to the guard after too many of these, until the next epoch."""
         self.plan_hits = 0
+        """Plans found by the exact text."""
+        self.plan_templates = 0
+        """Plans that followed from a template."""
         self.plan_misses = 0
+        self.caches = {name: CacheCounts() for name in CACHES}
         self.bytes_from_clients = 0
         self.bytes_to_clients = 0
         self.cancels = 0

@@ -50,6 +50,7 @@ TABLES: Final = (
         "stats",
         "migrations",
         "plans",
+        "caches",
         "config",
         "databases",
         "version",

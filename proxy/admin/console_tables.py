@@ -237,6 +237,7 @@ def _stats(sidecar: Sidecar) -> Rows:
             stats.guarded,
             stats.fallbacks,
             stats.plan_hits,
+            stats.plan_templates,
             stats.plan_misses,
             sum(stats.pins_total.values()),
         )
@@ -267,21 +268,43 @@ def _migrations(sidecar: Sidecar) -> Rows:
 
 def _plans(sidecar: Sidecar) -> Rows:
     for database in sidecar.databases.values():
-        for (side, search_path, text), plan in database.plans():
-            shown = " ".join(text.decode("utf-8", "replace").split())
+        version = database.hub.routing.version
+        for cache, entries in (("text", database.book.plans()), ("template", database.book.templates())):
+            for (side, search_path, text), plan, hits in entries:
+                yield (
+                    database.name,
+                    version(side),
+                    ", ".join(search_path),
+                    _statement(text),
+                    plan.kind.name.lower(),
+                    plan.reason,
+                    _yes(plan.rewritten),
+                    _yes(plan.mirrored),
+                    _yes(plan.guarded),
+                    plan.refusal.sqlstate if plan.refusal else None,
+                    ", ".join(plan.tables),
+                    cache,
+                    hits,
+                )
+
+
+def _caches(sidecar: Sidecar) -> Rows:
+    for database in sidecar.databases.values():
+        for name, counts in database.stats.caches.items():
             yield (
                 database.name,
-                database.hub.routing.version(side),
-                ", ".join(search_path),
-                shown if len(shown) <= MAX_STATEMENT else shown[: MAX_STATEMENT - 1] + "…",
-                plan.kind.name.lower(),
-                plan.reason,
-                _yes(plan.rewritten),
-                _yes(plan.mirrored),
-                _yes(plan.guarded),
-                plan.refusal.sqlstate if plan.refusal else None,
-                ", ".join(plan.tables),
+                name,
+                counts.entries,
+                counts.bytes,
+                counts.hits,
+                counts.misses,
+                counts.evictions,
             )
+
+
+def _statement(text: bytes) -> str:
+    shown = " ".join(text.decode("utf-8", "replace").split())
+    return shown if len(shown) <= MAX_STATEMENT else shown[: MAX_STATEMENT - 1] + "…"
 
 
 # -- configuration -----------------------------------------------------------------------------------------------------
@@ -346,6 +369,7 @@ _HELP: Final[tuple[tuple[Value, Value], ...]] = (
     ("SHOW STATS", "Totals since the start, by database; times in microseconds."),
     ("SHOW MIGRATIONS", "The state that this sidecar routes and rewrites by, by database."),
     ("SHOW PLANS", "Cached decisions about statements."),
+    ("SHOW CACHES", "How much is cached, and how often that was of use."),
     ("SHOW CONFIG", "Every key of the configuration in force."),
     ("SHOW DATABASES", "The databases that clients can connect to."),
     ("SHOW VERSION", "The version of this sidecar."),
@@ -403,7 +427,7 @@ SHOWN: Final[Mapping[str, Table]] = {
             *("database", "total_xact_count#", "total_query_count#", "total_received#", "total_sent#"),
             *("total_query_time#", "total_wait_time#", "total_logins#", "total_errors#", "to_primary#"),
             *("to_replica#", "rewritten#", "refused#", "mirrored#", "guarded#", "fallbacks#", "plan_hits#"),
-            *("plan_misses#", "total_pins#"),
+            *("plan_templates#", "plan_misses#", "total_pins#"),
         ),
         _stats,
     ),
@@ -435,9 +459,12 @@ SHOWN: Final[Mapping[str, Table]] = {
     "plans": Table(
         _columns(
             *("database", "version", "search_path", "statement", "kind", "reason", "rewritten", "mirrored"),
-            *("guarded", "refused", "tables"),
+            *("guarded", "refused", "tables", "found_by", "hits#"),
         ),
         _plans,
+    ),
+    "caches": Table(
+        _columns(*("database", "cache", "entries#", "bytes#", "hits#", "misses#", "evictions#")), _caches
     ),
     "config": Table(_columns("key", "value", "default", "changeable"), _config),
     "databases": Table(

@@ -18,6 +18,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from proxy.admin.view import DatabaseView, PoolView, ReloadSource, SidecarView
+from proxy.caches import CacheCounts
 from proxy.control.routing import PHASES
 from proxy.stats import BUCKETS, Histogram
 
@@ -71,6 +72,10 @@ def _by_pool(read: Callable[[PoolView], float]) -> Reader:
     return lambda database: [((pool.server, pool.role), read(pool)) for pool in database.pools]
 
 
+def _by_cache(read: Callable[[CacheCounts], float]) -> Reader:
+    return lambda database: [((name,), read(counts)) for name, counts in database.stats.caches.items()]
+
+
 def _replica_lag(database: DatabaseView) -> Iterator[Sample]:
     for replica in database.replicas:
         if replica.lag_seconds is not None:
@@ -115,9 +120,21 @@ COUNTERS: Final[tuple[tuple[str, str, tuple[str, ...], Reader], ...]] = (
     ),
     (
         "plan_cache_lookups",
-        "Lookups in the plan cache.",
+        "Where plans came from: the same text (hit), one that differs in literals only (template), or none (miss).",
         ("result",),
-        lambda d: [(("hit",), d.stats.plan_hits), (("miss",), d.stats.plan_misses)],
+        lambda d: [
+            (("hit",), d.stats.plan_hits),
+            (("template",), d.stats.plan_templates),
+            (("miss",), d.stats.plan_misses),
+        ],
+    ),
+    ("plan_cache_hits", "Lookups that found something.", ("cache",), _by_cache(lambda c: c.hits)),
+    ("plan_cache_misses", "Lookups that found nothing.", ("cache",), _by_cache(lambda c: c.misses)),
+    (
+        "plan_cache_evictions",
+        "Entries dropped because others needed their room.",
+        ("cache",),
+        _by_cache(lambda c: c.evictions),
     ),
     (
         "client_bytes",
@@ -166,6 +183,8 @@ GAUGES: Final[tuple[tuple[str, str, tuple[str, ...], Reader], ...]] = (
     ("lease_seconds", "What is left of the lease.", (), _one(lambda d: d.link.lease_seconds)),
     ("control_connected", "Whether the control link is up.", (), _one(lambda d: d.link.connected)),
     ("primary_up", "Whether the primary was reached.", (), _one(lambda d: d.primary_reached)),
+    ("plan_cache_entries", "Entries kept.", ("cache",), _by_cache(lambda c: c.entries)),
+    ("plan_cache_bytes", "About how much memory they take.", ("cache",), _by_cache(lambda c: c.bytes)),
     ("hold", "Whether this sidecar holds for a swap.", (), _one(lambda d: d.link.holding)),
     ("parked_sessions", "Sessions that a hold parks now.", (), _one(lambda d: d.stats.parked)),
     ("clients", "Connected clients by what they speak.", ("version",), _clients),

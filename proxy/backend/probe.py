@@ -19,6 +19,7 @@ import structlog
 from proxy.backend.connection import ServerConnection
 from proxy.backend.errors import QueryFailed
 from proxy.backend.pool import Pool
+from proxy.caches import Cache, CacheCounts
 from proxy.rewrite.plan import Plan, Refusal
 from proxy.session.cure import shape
 from proxy.sql.parse import parse
@@ -29,6 +30,9 @@ from proxy.wire import messages as m
 log = structlog.get_logger(__name__)
 
 MAX_KNOWN = 20_000
+MAX_KNOWN_BYTES = 16 << 20
+_OVERHEAD = 600
+"""Bytes that a verdict and its key take besides the text."""
 TIMEOUT = 5.0
 RETRY_SECONDS = 5.0
 """How long a text that could not be tried is left to the guard, and an error that a twin got is believed."""
@@ -70,15 +74,13 @@ LEFT_TO_GUARD = ProbeVerdict(False)
 class Verdicts:
     """Verdicts of one database, shared by its sessions."""
 
-    def __init__(self) -> None:
-        self.known: dict[Key, ProbeVerdict] = {}
+    def __init__(self, counts: CacheCounts | None = None) -> None:
+        self.known: Cache[Key, ProbeVerdict] = Cache(MAX_KNOWN, MAX_KNOWN_BYTES, counts or CacheCounts())
 
     def learn(self, key: Key, verdict: ProbeVerdict) -> None:
         """Remember a verdict."""
-        if len(self.known) >= MAX_KNOWN:
-            for stale in list(self.known)[: MAX_KNOWN // 10]:
-                del self.known[stale]
-        self.known[key] = verdict
+        size = _OVERHEAD + sum([len(part) for part in key if isinstance(part, bytes)])
+        self.known.put(key, verdict, size)
 
 
 class SessionProber:
@@ -129,7 +131,7 @@ class SessionProber:
         self._verdicts.learn(key, verdict)
         if not lasting:
             # The text itself may be good, or become so: ask again before long.
-            asyncio.get_running_loop().call_later(RETRY_SECONDS, self._verdicts.known.pop, key, None)
+            asyncio.get_running_loop().call_later(RETRY_SECONDS, self._verdicts.known.pop, key)
         done(verdict)
 
     async def _try(self, plan: Plan, oids: tuple[int, ...], search_path: tuple[str, ...]) -> ProbeVerdict:

@@ -23,6 +23,7 @@ GROUP: Final = "proxy.hot"
 _COMPILED: Final = (
     "wire/*.py",
     "session/*.py",
+    "caches.py",
     "stats.py",
     "rewrite/plan.py",
     "sql/kinds.py",

@@ -26,8 +26,7 @@ from proxy.control.hub import RoutingHub
 from proxy.control.link import ControlLink, ControlUnavailable
 from proxy.control.routing import Routing
 from proxy.dsn import Dsn
-from proxy.rewrite.model import Side
-from proxy.rewrite.plan import Plan
+from proxy.session.book import PlanBook
 from proxy.session.context import Books, Context
 from proxy.session.names import StatementNames
 from proxy.stats import Stats
@@ -43,9 +42,6 @@ PROBES = 4
 PROBE_WAIT = 3.0
 REACH_EVERY = 0.5
 """Seconds between two attempts to find a lost primary again."""
-
-
-PlanKey = tuple[Side, tuple[str, ...], bytes]
 
 
 class Greeting(NamedTuple):
@@ -88,7 +84,7 @@ class DatabaseRuntime:
         self.spare = self._pool(settings.primary, primary=True)
         self.spare.on_reach = self.reached
         self._limit_pools()
-        self.verdicts = Verdicts()
+        self.verdicts = Verdicts(self.stats.caches["verdicts"])
         self.primary_error: str | None = "not reached yet"
         self.link = ControlLink(
             settings.primary,
@@ -332,9 +328,10 @@ class DatabaseRuntime:
             self.primary.give(server)
         return greeting
 
-    def plans(self) -> list[tuple[PlanKey, Plan]]:
-        """The cached plans under the current routing, by side, search_path and text."""
-        return list(self._books.get(self.hub.term, self._dual_write)._plans.items())
+    @property
+    def book(self) -> PlanBook:
+        """The cached plans under the current routing."""
+        return self._books.get(self.hub.term, self._dual_write)
 
     def forget(self, number: int) -> None:
         """A session has ended."""

@@ -33,6 +33,8 @@ class Books:
         """The book of that term; those of earlier terms are dropped."""
         if term.serial != self._serial:
             self._serial = term.serial
+            for stale in self._books.values():
+                stale.close()
             self._books = {}
             self.breaker.reset()
         book = self._books.get(dual_write)

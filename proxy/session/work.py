@@ -22,8 +22,6 @@ from proxy.session.twins import as_if_alone
 from proxy.wire import messages as m
 
 ASCII_ONLY = re.compile(rb"[\x00-\x7f]*\Z")
-_LITERALS = re.compile(rb"'(?:[^']|'')*'|\b\d+(?:\.\d+)?\b")
-_UNSAFE_LITERALS = re.compile(rb"[\\$]|--|/\*")
 
 RETIRED = Refusal(
     "0A000",
@@ -201,7 +199,7 @@ def _decide(item: Item, work: Work, scope: Scope, text: bytes, version: str, oid
         scope.search_path,
         scope.user,
         oids,
-        _literal_free(text) if item.kind == m.QUERY else text,
+        scope.book.shape(text) if item.kind == m.QUERY else text,
         scope.book.serial,
     )
     verdict = scope.prober.known(key, plan)
@@ -220,10 +218,3 @@ def _decide(item: Item, work: Work, scope: Scope, text: bytes, version: str, oid
         item.plan = Plan(text, plan.kind, reason, tables=plan.tables, refusal=verdict.refusal)
     else:
         item.plan = plan.fallback
-
-
-def _literal_free(text: bytes) -> bytes:
-    """The text with its literals blanked: a key for what was tried, never something that is sent."""
-    if _UNSAFE_LITERALS.search(text):
-        return text
-    return _LITERALS.sub(lambda match: b"''" if match.group().startswith(b"'") else b"0", text)

@@ -230,6 +230,9 @@ async def test_metrics_are_valid_and_read_at_scrape_time(get: Any, sidecar_state
     stats = sidecar_state.database.stats
     stats.queries = 12
     stats.plan_hits = 9
+    stats.plan_templates = 5
+    stats.caches["templates"].hits = 5
+    stats.caches["verdicts"].bytes = 700
     stats.rewrites["mirror_set"] = 4
     stats.decisions["primary", "write"] = 7
     stats.latency.observe(0.002)
@@ -249,6 +252,10 @@ async def test_metrics_are_valid_and_read_at_scrape_time(get: Any, sidecar_state
     shop = {"database": "shop"}
     assert value("queries_total", **shop) == 12
     assert value("plan_cache_lookups_total", **shop, result="hit") == 9
+    assert value("plan_cache_lookups_total", **shop, result="template") == 5
+    assert value("plan_cache_hits_total", **shop, cache="templates") == 5
+    assert value("plan_cache_bytes", **shop, cache="verdicts") == 700
+    assert value("plan_cache_evictions_total", **shop, cache="plans") == 0
     assert value("rewrites_total", **shop, reason="mirror_set") == 4
     assert value("routing_decisions_total", **shop, target="primary", reason="write") == 7
     assert value("epoch", **shop) == 4

@@ -225,6 +225,15 @@ async def test_stats_count_and_plans_are_shown(sidecar: SidecarFactory) -> None:
     plans = await asyncio.to_thread(_rows, proxy, "PLANS")
     (plan,) = [plan for plan in plans if plan["statement"] == "SELECT 40 + 2"]
     assert (plan["kind"], plan["rewritten"], plan["refused"]) == ("read", "no", None)
+    for number in (3, 4, 4):
+        await client.fetchval(f"SELECT 40 + {number}")
+    plans = await asyncio.to_thread(_rows, proxy, "PLANS")
+    (template,) = [plan for plan in plans if plan["statement"] == "SELECT ? + ?"]
+    assert (template["found_by"], template["kind"]) == ("template", "read")
+    caches = {row["cache"]: row for row in await asyncio.to_thread(_rows, proxy, "CACHES")}
+    assert caches["plans"]["entries"] >= 2
+    assert caches["plans"]["bytes"] > 0
+    assert caches["templates"]["entries"] >= 1
     (migration,) = await asyncio.to_thread(_rows, proxy, "MIGRATIONS")
     assert (migration["database"], migration["migration"], migration["old"]) == ("shop", None, "base")
 
