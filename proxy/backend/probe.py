@@ -80,7 +80,8 @@ class Verdicts:
     def learn(self, key: Key, verdict: ProbeVerdict) -> None:
         """Remember a verdict."""
         size = _OVERHEAD + sum([len(part) for part in key if isinstance(part, bytes)])
-        self.known.put(key, verdict, size)
+        # Whatever its size, it is kept: the session that waits for it asks for it at once.
+        self.known.put(key, verdict, min(size, MAX_KNOWN_BYTES // 16))
 
 
 class SessionProber:

@@ -7,6 +7,7 @@ made when a second text of a shape comes. Both caches are bounded in entries and
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from typing import final
 
@@ -111,9 +112,11 @@ class PlanBook:
         plans.put(key, plan, size_of(plan) + len(text))
         return plan
 
-    def shape(self, text: bytes) -> bytes:
-        """What a text has in common with those that differ in literals only; the text itself if that is not clear."""
-        parts = self._parts(text)
+    def tried_as(self, text: bytes, simple: bool) -> bytes:
+        """Under what a text is known that was tried on the server: in a simple query its literals do not count."""
+        if len(text) > LARGE_TEXT:
+            return hashlib.sha256(text).digest()
+        parts = self._parts(text) if simple else None
         return text if parts is None else parts.shape
 
     def _parts(self, text: bytes) -> Split | None:

@@ -199,7 +199,7 @@ def _decide(item: Item, work: Work, scope: Scope, text: bytes, version: str, oid
         scope.search_path,
         scope.user,
         oids,
-        scope.book.shape(text) if item.kind == m.QUERY else text,
+        scope.book.tried_as(text, item.kind == m.QUERY),
         scope.book.serial,
     )
     verdict = scope.prober.known(key, plan)
