@@ -1,8 +1,7 @@
-"""Commands that only look: lint, plan, status, history, drift, explain."""
+"""Commands that only look: lint, plan, status, history, drift."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,17 +12,17 @@ from migrator import engine, report
 from migrator import status as status_module
 from migrator.cli import options as opt
 from migrator.cli.output import Format, perform, show
-from migrator.control import install, publish, store
+from migrator.control import install, store
 from migrator.database import connect
 from migrator.design import Design
-from migrator.errors import EXIT_REFUSED, Refused, Usage
+from migrator.errors import EXIT_REFUSED, Refused
 from migrator.spec import load
 from proxy.rewrite.model import Guard
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    for command in (lint, plan, status, history, drift, explain):
+    for command in (lint, plan, status, history, drift):
         app.command()(command)
 
 
@@ -170,77 +169,3 @@ def drift(
     )
     if found and not accept:
         raise typer.Exit(EXIT_REFUSED)
-
-
-def explain(
-    sql: Annotated[str, typer.Argument(help="The statement; - reads it from stdin.")] = "",
-    file: Annotated[Path | None, typer.Option("--file", help="Read the statement from a file.")] = None,
-    version: Annotated[str, typer.Option("--version", help="The version that the client speaks.")] = "auto",
-    dsn: opt.Dsn = None,
-    output: opt.Output = Format.text,
-) -> None:
-    """How a statement would be treated: version, route, rewritten text, guard, reason."""
-    if file is not None:
-        try:
-            text = file.read_text()
-        except OSError as error:
-            raise typer.BadParameter(f"cannot read {file}: {error}") from error
-    elif sql == "-":
-        text = sys.stdin.read()
-    else:
-        text = sql
-    document = perform(_explained(dsn, text.strip(), version), output)
-    lines = [f"version: {document['version']} ({document['side']})"]
-    if document["refusal"]:
-        refusal = document["refusal"]
-        lines.append(f"refused: {refusal['sqlstate']} {refusal['message']}")
-        lines += [f"  {refusal[k]}" for k in ("detail", "hint") if refusal[k]]
-    lines += [
-        f"kind: {document['kind']}, route: {document['route']}, reason: {document['reason']}",
-        f"mirrored: {_yes(document['mirrored'])}, guard: {document['guard'] or 'none needed'},"
-        f" left to the guard: {_yes(document['guarded'])}",
-        f"rewritten: {document['rewritten']}" if document["rewritten"] else "sent as it is",
-        *[f"- {e}" for e in document["explanations"]],
-    ]
-    show(document, "\n".join(lines), output)
-
-
-def _yes(value: bool) -> str:
-    return "yes" if value else "no"
-
-
-async def _explained(dsn: str | None, text: str, version: str) -> dict[str, Any]:
-    from proxy.rewrite.plan import Kind, Refusal
-    from proxy.rewrite.planner import Planner
-
-    if not text:
-        raise Usage("give a statement, or - to read one from stdin")
-    async with engine.reading(dsn) as conn:
-        routing = await publish.current(conn)
-    side = routing.resolve(version, 1)
-    if isinstance(side, Refusal):
-        raise Refused(side.message, sqlstate=side.sqlstate, detail=side.detail, hint=side.hint)
-    plan = Planner(routing.tables, side, routing.dual_write).plan(text.encode())
-    refusal = None
-    if plan.refusal is not None:
-        refusal = {
-            "sqlstate": plan.refusal.sqlstate,
-            "message": plan.refusal.message,
-            "detail": plan.refusal.detail,
-            "hint": plan.refusal.hint,
-        }
-    return {
-        "version": routing.version(side),
-        "side": side,
-        "kind": str(plan.kind),
-        "route": "replica or primary" if plan.kind is Kind.READ else "primary",
-        "reason": plan.reason,
-        "rewritten": plan.text.decode(errors="replace") if plan.rewritten else None,
-        "text": plan.text.decode(errors="replace"),
-        "tables": list(plan.tables),
-        "mirrored": plan.mirrored,
-        "guard": next((t.guard for t in routing.tables if t.mark and t.qualified in plan.tables), None),
-        "guarded": plan.guarded,
-        "refusal": refusal,
-        "explanations": list(plan.explanations),
-    }

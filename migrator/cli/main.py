@@ -42,10 +42,11 @@ def _options(
 def _register(arguments: Sequence[str]) -> None:
     if processes.wanted(arguments) != "proxy":
         # A sidecar has no use for the migrator: that would be megabytes of memory beside each service.
-        from migrator.cli import inspect, migrate
+        from migrator.cli import explain, inspect, migrate
 
         migrate.register(app)
         inspect.register(app)
+        explain.register(app)
     processes.register(app, arguments)
 
 

@@ -87,13 +87,15 @@ def fresh(cluster: Cluster, setup: str) -> Database:
     return database
 
 
-async def started(dsn: str, path: Path) -> None:
-    """The migration, up to verified."""
+async def started(dsn: str, path: Path | None) -> None:
+    """The control schema, and the migration up to verified."""
     conn = await connect(dsn)
     try:
         await install.install(conn)
     finally:
         await conn.close()
+    if path is None:
+        return
     async with engine.working(dsn, 5) as session:
         await engine.start(session, path, "public", "verified", Progress(quiet=True), Options())
 

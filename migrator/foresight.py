@@ -1,0 +1,106 @@
+"""The routing state that a migration would publish, told from its design: nothing is changed, and no lock is taken."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import asyncpg
+
+from migrator import models
+from migrator.catalog import CatalogColumn, CatalogTable, read_table
+from migrator.design import Design, TableDesign
+from migrator.phases.expand import forward_of
+from migrator.sqltext import MARK
+from proxy.control.routing import Phase, Routing
+
+_CREATES = re.compile(r'\s*CREATE (?:OR REPLACE )?FUNCTION dualwire\."?(\w+)"?')
+_SERVES_NEW = ("verified", "cutover")
+
+
+async def foreseen(
+    conn: asyncpg.Connection, routing: Routing, design: Design, phase: Phase
+) -> tuple[Routing, dict[str, str]]:
+    """The state at a phase from prepared to cutover, and the definitions of the functions it would call."""
+    catalogs = {table.oid: await read_table(conn, table.oid) for table in design.tables}
+    if phase == "prepared":
+        tables = [models.frozen(table, catalogs[table.oid]) for table in design.tables]
+    else:
+        tables = [models.mirrored(table, expanded(table, catalogs[table.oid])) for table in design.tables]
+    others = await models.untouched(conn, routing.tables, {table.oid for table in design.tables})
+    serves_new = phase in _SERVES_NEW
+    state = replace(
+        routing,
+        migration=design.migration,
+        phase=phase,
+        new=design.migration,
+        serves_old=True,
+        serves_new=serves_new,
+        auto="new" if phase == "cutover" else "old",
+        percent=100 if phase == "cutover" else 0,
+        dual_write=phase != "prepared",
+        tables=(*others, *tables),
+        versions=(*routing.versions, design.migration),
+    )
+    bodies = {
+        match[1]: statement
+        for statement in forward_of(design)
+        if (match := _CREATES.match(statement)) is not None
+    }
+    return state, bodies
+
+
+def expanded(table: TableDesign, catalog: CatalogTable) -> CatalogTable:
+    """The table's catalog entry as it will be once the new shape is there."""
+    number = max((column.number for column in catalog.columns), default=0)
+    added = [
+        _column(
+            number + at,
+            column.name,
+            column.type,
+            column.type_full,
+            not_null=column.not_null and column.native,
+            default=column.default,
+            default_kind=column.default_kind,
+            collation=column.collation,
+        )
+        for at, column in enumerate(table.columns, 1)
+    ]
+    if table.mark:
+        added.append(_column(number + len(added) + 1, MARK, "smallint", "smallint"))
+    return catalog.model_copy(update={"columns": [*catalog.columns, *added]})
+
+
+def _column(
+    number: int,
+    name: str,
+    type: str,
+    type_full: str,
+    *,
+    not_null: bool = False,
+    default: str | None = None,
+    default_kind: str = "none",
+    collation: str | None = None,
+) -> CatalogColumn:
+    return CatalogColumn.model_validate(
+        {
+            "name": name,
+            "number": number,
+            "type": type,
+            "type_full": type_full,
+            "type_oid": 0,
+            "typmod": -1,
+            "kind": "b",
+            "not_null": not_null,
+            "default": default,
+            "default_kind": default_kind,
+            "identity": "",
+            "generated": "",
+            "collation": collation,
+            "exact": True,
+            "equality": True,
+            "extension": False,
+            "comment": None,
+            "grants": [],
+        }
+    )
