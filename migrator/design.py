@@ -185,6 +185,9 @@ class TableDesign(Value):
     guard: Guard = "sync"
     inline: bool = True
     """Whether sidecars write both shapes; False: the table's own triggers or rules may overrule what they write."""
+    copy_old: str | None = None
+    """The view in schema dualwire that takes the rows of COPY from the old version's clients."""
+    copy_new: str | None = None
 
     @property
     def label(self) -> str:

@@ -239,7 +239,7 @@ class _TableBuilder:
         self.findings += index_findings
         design = design.model_copy(update={"indexes": indexes})
         self.findings += judge_table(self.draft, self.catalog, self.probe, design, self.may_suppress)
-        types = {c.name: c for c in self.probe.columns}
+        types = {c.name: c for c in [*self.probe.columns, *self.catalog.columns]}
         return design.model_copy(
             update=statements.all_statements(
                 design, self.catalog, self.draft, types, self.counter.id, self.number

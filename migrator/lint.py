@@ -49,6 +49,7 @@ def judge_table(
         *_triggers(catalog, design, may_suppress),
         *_overruled(catalog, design, may_suppress),
         *_guard(catalog, design),
+        *_copies(catalog, design),
         *_clients(catalog, design),
     ]
 
@@ -369,6 +370,21 @@ def _overruled(catalog: CatalogTable, design: TableDesign, may_suppress: bool) -
                 f"{label}: this role may not set session_replication_role: backfill and repairs would run its rules",
                 "GRANT SET ON PARAMETER session_replication_role TO the migrator's role",
             )
+
+
+def _copies(catalog: CatalogTable, design: TableDesign) -> Iterator[Finding]:
+    """What COPY through a view of the version does differently."""
+    statement = [
+        t.name
+        for t in catalog.triggers
+        if t.enabled != "D" and t.inserts and " FOR EACH STATEMENT " in t.definition
+    ]
+    if statement and design.mark:
+        yield info(
+            "copy_triggers",
+            f"{design.label}: statement triggers ({listed(statement)}) fire once for each row of a COPY by clients"
+            " of the new version",
+        )
 
 
 def _guard(catalog: CatalogTable, design: TableDesign) -> Iterator[Finding]:

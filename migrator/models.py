@@ -7,6 +7,7 @@ from typing import Literal, cast
 
 import asyncpg
 
+from migrator import copyview
 from migrator.armed import strict_name
 from migrator.catalog import CatalogTable, find_table, read_table
 from migrator.design import DirectionDesign, TableDesign
@@ -54,6 +55,8 @@ def _model(
     labels: tuple[tuple[str, str], ...] = (),
     guard: Guard = "sync",
     inline: bool = True,
+    copy_old: str | None = None,
+    copy_new: str | None = None,
 ) -> TableModel:
     return TableModel(
         schema=table.schema_name,
@@ -68,6 +71,8 @@ def _model(
         mark=mark,
         guard=guard,
         inline=inline,
+        copy_old=None if copy_old is None else (copyview.SCHEMA, copy_old),
+        copy_new=None if copy_new is None else (copyview.SCHEMA, copy_new),
         shadows=tuple(table.shadows),
         labels=labels,
     )
@@ -99,6 +104,8 @@ def mirrored(table: TableDesign, catalog: CatalogTable) -> TableModel:
         labels=_labels(table),
         guard=table.guard,
         inline=table.inline,
+        copy_old=table.copy_old,
+        copy_new=table.copy_new,
     )
 
 

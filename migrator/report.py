@@ -50,6 +50,7 @@ def tables(design: Design) -> list[dict[str, Any]]:
             else "guard sync alone (its own triggers or rules may overrule a statement)",
             "guard": t.guard if t.mark else None,
             "inline": t.inline,
+            "copy_views": [f"dualwire.{name}" for name in (t.copy_old, t.copy_new) if name is not None],
         }
         for t in design.tables
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from migrator import armed, guard
+from migrator import armed, copyview, guard
 from migrator.armed import strict_name
 from migrator.catalog import CatalogColumn, CatalogTable
 from migrator.design import NewColumn, TableDesign
@@ -24,16 +24,22 @@ def all_statements(
     function = guard.guard_function_name(table, migration, number)
     fence = f"dualwire.fence_{migration}_{number}"
     proxied = f"dualwire.proxied_{migration}_{number}"
+    copies = copyview.views(table, types, migration, number)
+    dropped = [s for view in copies.values() for s in view.drop()]
     return {
+        **{f"copy_{side}": view.name for side, view in copies.items()},
         "functions": _functions(table, types, migration, function),
-        "expand": _expand(table, catalog, draft, function),
+        "expand": [
+            *_expand(table, catalog, draft, function),
+            *(s for view in copies.values() for s in view.create()),
+        ],
         "arm": _with_path(table, armed.arm(table, proxied, migration)),
         "strengthen": _with_path(table, armed.strengthen(table)),
         "disarm": armed.disarm(table, proxied),
-        "shrink": _shrink(table, function, proxied),
+        "shrink": [*dropped, *_shrink(table, function, proxied)],
         "native_validate": _native_validate(table, draft),
         "relax": [*_relax(table, catalog), *_close(table, fence)],
-        "strict": _strict(table, function, proxied, fence),
+        "strict": [*dropped, *_strict(table, function, proxied, fence)],
         "validate_strict": _validate_strict(table),
         "swap": _swap(table, catalog, draft, fence),
         "cleanup": [*drop_functions(table.up), *drop_functions(table.down)],
