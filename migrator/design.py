@@ -170,6 +170,8 @@ class TableDesign(Value):
     """What makes guard ``check`` strict after the backfill."""
     disarm: list[str] = []
     """What removes them where sidecars are about to write one shape only."""
+    compat: list[str] = []
+    """What closing makes to serve old clients without the old columns."""
     shrink: list[str]
     """What undoes expand."""
     native_validate: list[str]
@@ -284,6 +286,8 @@ class Design(Value):
     tables: list[TableDesign]
     creates: list[CreateDesign]
     sql: list[SqlDesign]
+    compat: bool = False
+    """Clients of the old version are served after closed too, unless ``complete`` says otherwise."""
     prelude: list[str]
     """Objects of the migration itself, before any table's: the repair counter."""
     epilogue: list[str]

@@ -15,14 +15,14 @@ from typing import Any
 
 import asyncpg
 
-from migrator import designer, drift, preflight
+from migrator import compat, designer, drift, preflight
 from migrator.control import install, publish, store
 from migrator.control.session import Session, acquire
 from migrator.control.store import MigrationRow, reached
 from migrator.database import connect
 from migrator.design import Design
 from migrator.errors import Refused, RolledBack
-from migrator.phases import backfill, close, cutover, expand, prepare, rollback, swap, verify
+from migrator.phases import backfill, close, cutover, expand, prepare, rollback, swap, verify, withdraw
 from migrator.phases.context import Context, Options
 from migrator.progress import Progress
 from migrator.spec import Migration, load
@@ -66,19 +66,26 @@ async def design_of(conn: asyncpg.Connection, migration: Migration, schema: str)
             migration,
             id=await store.next_id(conn),
             schema=schema,
-            parent=routing.old,
+            parent=routing.current,
             orders=orders,
         )
     finally:
         await transaction.rollback()
-    server = await preflight.judge_server(conn, design)
-    return design.model_copy(update={"findings": [*design.findings, *server]})
+    findings = [*design.findings, *await preflight.judge_server(conn, design)]
+    if migration.compat:
+        design = compat.planned(design, catalogs := await drift.look(conn, design))
+        findings += compat.judge(design, catalogs)
+    return design.model_copy(update={"findings": findings})
 
 
-def loaded(path: Path, guard: Guard | None) -> Migration:
-    """The file's migration, with the guard that the command line asks for, if it does."""
+def loaded(path: Path, guard: Guard | None, compat: bool | None) -> Migration:
+    """The file's migration, with the guard and the compat that the command line asks for, if it does."""
     migration = load(path)
-    return migration if guard is None else replace(migration, guard=guard)
+    return replace(
+        migration,
+        guard=migration.guard if guard is None else guard,
+        compat=migration.compat if compat is None else compat,
+    )
 
 
 def refuse_errors(design: Design) -> None:
@@ -151,7 +158,7 @@ async def enter(
     session: Session, path: Path, schema: str, progress: Progress, options: Options
 ) -> Context | MigrationRow:
     """The context of a file's migration, begun if it is new; the row alone if it was completed before."""
-    migration = loaded(path, options.guard)
+    migration = loaded(path, options.guard, options.compat)
     conn = session.conn
     row = await store.active(conn)
     if row is not None:
@@ -183,6 +190,7 @@ async def enter(
         return last
     if migration.name in {"base", "auto", "old", "new"}:
         raise Refused(f"{migration.name} cannot be the name of a migration")
+    await withdraw.refuse_while_spoken(conn, await publish.current(conn))
     design = await design_of(conn, migration, schema)
     refuse_errors(design)
     async with session.transaction():
@@ -260,11 +268,14 @@ async def complete(ctx: Context, retention: timedelta) -> Outcome:
     """``dualwire complete``: close and swap."""
     await not_rolling_back(ctx)
     await ctx.check_drift()
+    outlives = ctx.design.compat if ctx.options.compat is None else ctx.options.compat
     if not reached(ctx.row.phase, "closed"):
-        await close.check(ctx, retention)
-        await close.run(ctx)
+        await close.check(ctx, retention, outlives=outlives)
+        await close.run(ctx, outlives=outlives)
         await ctx.reload()
         ctx.progress.line(f"{ctx.row.name}: cutover -> closed")
+    else:
+        await _change_compat(ctx)
     await close.settle(ctx)
     await ctx.reload()
     await ctx.check_drift()
@@ -272,4 +283,23 @@ async def complete(ctx: Context, retention: timedelta) -> Outcome:
     await swap.finish(ctx)
     await ctx.reload()
     ctx.progress.line(f"{ctx.row.name}: closed -> completed")
-    return Outcome(ctx.row.name, ctx.row.phase, {})
+    served = await publish.current(ctx.conn)
+    return Outcome(ctx.row.name, ctx.row.phase, {"compat": served.old if served.compat else None})
+
+
+async def _change_compat(ctx: Context) -> None:
+    """Another wish than that with which the migration was closed: compat can be ended, but not begun."""
+    serves = (await publish.current(ctx.conn)).compat
+    if ctx.options.compat is False and serves:
+        await withdraw.closed(ctx)
+    elif ctx.options.compat and not serves:
+        raise Refused(
+            f"migration {ctx.row.name} was closed without compat",
+            hint="Old clients cannot be served any more: run `dualwire complete` without --compat.",
+        )
+
+
+async def end_compat(session: Session, progress: Progress, options: Options) -> Outcome:
+    """``dualwire complete --no-compat`` after the migration was completed."""
+    name = await withdraw.completed(session, progress, options)
+    return Outcome(name, "completed", {"compat": None, "note": "compat ended"})

@@ -27,13 +27,15 @@ def _arguments(sources: Sequence[str], types: Types) -> str:
     return ", ".join(f"{ident(s)} {types[s].type}" for s in sources)
 
 
-def _settings(paths: Sequence[Sequence[str]], pinned: bool) -> str:
+def settings_for(paths: Sequence[Sequence[str]], pinned: bool) -> str:
+    """The settings of a function: a search_path, and what a result may depend on."""
     schemas = list(dict.fromkeys(s for path in paths for s in path))
     path = ", ".join(["pg_catalog", *map(ident, schemas), "pg_temp"])
     return f"SET search_path = {path}" + (f" {PINNED}" if pinned else "")
 
 
-def _volatility(values: Sequence[str]) -> str:
+def volatility_of(values: Sequence[str]) -> str:
+    """What a function made of expressions of these volatilities is declared as."""
     return "VOLATILE" if "volatile" in values else "IMMUTABLE"
 
 
@@ -44,7 +46,7 @@ def mirror_function(mirror: MirrorDesign, types: Types) -> list[str]:
         f"CREATE OR REPLACE FUNCTION {mirror.function}({_arguments(value.sources, types)})"
         f" RETURNS {target.type}"
     )
-    kind = _volatility([value.volatility])
+    kind = volatility_of([value.volatility])
     if value.total and value.volatility != "pinned" and not value.path:
         body = f"{head} LANGUAGE sql {kind} PARALLEL SAFE RETURN ({parameters(value.template)}\n)"
     else:
@@ -59,7 +61,7 @@ def mirror_function(mirror: MirrorDesign, types: Types) -> list[str]:
                 "END",
             ]
         )
-        settings = _settings([value.path], value.volatility == "pinned")
+        settings = settings_for([value.path], value.volatility == "pinned")
         body = f"{head} LANGUAGE plpgsql {kind} {settings} AS {dollar(text)}"
     return [body, f"GRANT EXECUTE ON FUNCTION {mirror.function} TO PUBLIC"]
 
@@ -84,8 +86,8 @@ def ok_functions(direction: DirectionDesign, types: Types) -> list[str]:
     paths = [m.value.path for m in direction.mirrors] + [c.condition.path for c in checks]
     kinds: list[str] = [m.value.volatility for m in direction.reproducible]
     kinds += [c.condition.volatility for c in checks]
-    settings = _settings(paths, "pinned" in kinds)
-    kind = _volatility(kinds)
+    settings = settings_for(paths, "pinned" in kinds)
+    kind = volatility_of(kinds)
     ok_head = f"CREATE OR REPLACE FUNCTION {direction.ok}({arguments}) RETURNS boolean"
     simple = all(m.value.inline for m in direction.mirrors) and all(c.condition.inline for c in checks)
     declare = ["DECLARE", *declares] if declares else []

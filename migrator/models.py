@@ -114,11 +114,16 @@ def closed(table: TableDesign, catalog: CatalogTable) -> TableModel:
     return _model(catalog, table.new, table.new, labels=_labels(table))
 
 
+def plain(catalog: CatalogTable, order: Order) -> TableModel:
+    """One version, and nothing that follows from anything else."""
+    return _model(catalog, order, order)
+
+
 def settled(catalog: CatalogTable, order: Order) -> TableModel | None:
     """A table outside of any migration; None where its columns need no rule."""
     if [(c.name, c.name) for c in catalog.columns] == [tuple(pair) for pair in order]:
         return None
-    return _model(catalog, order, order)
+    return plain(catalog, order)
 
 
 def logical_order(table: CatalogTable, known: Order | None) -> list[tuple[str, str]]:

@@ -24,6 +24,7 @@ def document(design: Design) -> dict[str, Any]:
         "schema": design.schema_name,
         "guard": design.guard,
         "tables": tables(design),
+        "compat": design.compat,
         "phases": phases(design),
         "estimate": {
             "rows": rows,
@@ -65,6 +66,7 @@ def phases(design: Design) -> list[dict[str, Any]]:
     arm = [s for t in design.tables for s in t.arm]
     strengthen = [s for t in design.tables for s in t.strengthen]
     backward = [*(s for t in design.tables for s in t.disarm), *backward_of(design)]
+    outlive = [s for t in design.tables for s in t.compat]
     relax = [s for t in design.tables for s in t.relax]
     strict = [s for t in design.tables for s in [*t.strict, *t.validate_strict]]
     swap = [s for t in design.tables for s in [*t.swap, *t.cleanup]] + design.epilogue
@@ -87,8 +89,10 @@ def phases(design: Design) -> list[dict[str, Any]]:
         {"phase": "cutover", "does": "send auto clients to the new version", "forward": [], "backward": []},
         {
             "phase": "closed",
-            "does": "end the old version (no rollback from here on)",
-            "forward": [*relax, *strict],
+            "does": "serve old clients without the old columns (no rollback from here on)"
+            if design.compat
+            else "end the old version (no rollback from here on)",
+            "forward": [*outlive, *relax, *strict],
             "backward": None,
         },
         {"phase": "completed", "does": "swap under a hold", "forward": [*swap, *after], "backward": None},

@@ -20,7 +20,7 @@ from migrator.operations import KNOWN_TO_PGROLL, REGISTRY, Operation
 from migrator.operations.common import Strict
 from proxy.rewrite.model import Guard
 
-TOP_KEYS = {"operations", "name", "version_schema", "guard"}
+TOP_KEYS = {"operations", "name", "version_schema", "guard", "compat"}
 MAX_FILE_BYTES = 4 * 1024 * 1024
 
 
@@ -34,6 +34,8 @@ class Migration:
     """The file's content, for the control schema."""
     guard: Guard | None = None
     """What the file says about it; None where it says nothing, which means ``sync``."""
+    compat: bool = False
+    """Old clients are served after closed too."""
 
     @property
     def checksum(self) -> str:
@@ -79,12 +81,15 @@ def parse(name: str, label: str, raw: bytes) -> Migration:
     guard = "off" if guard is False else guard
     if guard is not None and guard not in get_args(Guard):
         raise Refused(f"{label}: guard: unknown value {guard!r}", hint="Known values: sync, check, off.")
+    compat = document.get("compat", False)
+    if not isinstance(compat, bool):
+        raise Refused(f"{label}: compat: true or false is needed, not {compat!r}")
     operations = document.get("operations")
     if not isinstance(operations, list) or not operations:
         raise Refused(f"{label}: `operations` must be a list with at least one operation")
     parsed = tuple(_operation(label, index, item) for index, item in enumerate(operations))
     _combinations(label, operations)
-    return Migration(name, parsed, document, cast(Guard | None, guard))
+    return Migration(name, parsed, document, cast(Guard | None, guard), compat)
 
 
 def from_document(name: str, document: dict[str, Any]) -> Migration:

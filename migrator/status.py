@@ -27,6 +27,7 @@ async def status(conn: asyncpg.Connection) -> dict[str, Any]:
             "serves_new": routing.serves_new,
             "auto": routing.auto,
             "percent": routing.percent,
+            "compat": routing.compat,
             "hold": routing.hold is not None,
         },
         "migration": None,
@@ -152,6 +153,8 @@ def text(document: dict[str, Any]) -> str:
     served = [
         v for v, s in ((routing["old"], routing["serves_old"]), (routing["new"], routing["serves_new"])) if s
     ]
+    if routing["compat"]:
+        served[0] += " (compat: without its columns)"
     lines.append(
         f"versions served: {', '.join(served)}; auto: {routing['auto']}"
         + (f" ({routing['percent']} %)" if routing["auto"] == "new" else "")

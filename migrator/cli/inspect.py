@@ -26,8 +26,10 @@ def register(app: typer.Typer) -> None:
         app.command()(command)
 
 
-async def _design(dsn: str | None, file: Path, schema: str, guard: Guard | None) -> Design:
-    migration = engine.loaded(file, guard)
+async def _design(
+    dsn: str | None, file: Path, schema: str, guard: Guard | None, compat: bool | None = None
+) -> Design:
+    migration = engine.loaded(file, guard, compat)
     conn = await connect(dsn)
     try:
         await install.require(conn)
@@ -77,10 +79,11 @@ def plan(
     dsn: opt.Dsn = None,
     schema: opt.Schema = "public",
     guard: opt.GuardMode = None,
+    compat: opt.Compat = None,
     output: opt.Output = Format.text,
 ) -> None:
     """Dry run: phases, forward and backward SQL, estimate, findings. Exit code 3 if start would refuse."""
-    design = perform(_design(dsn, file, schema, guard), output)
+    design = perform(_design(dsn, file, schema, guard, compat), output)
     show(report.document(design), report.text(design), output)
     if design.errors():
         raise typer.Exit(EXIT_REFUSED)

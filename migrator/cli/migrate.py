@@ -45,6 +45,7 @@ def _options(
     max_rate: float | None = None,
     max_lag: float = 5.0,
     guard: Guard | None = None,
+    compat: bool | None = None,
 ) -> Options:
     return Options(
         lock=LockOptions(timeout_ms=lock_timeout, attempts=lock_attempts),
@@ -53,6 +54,7 @@ def _options(
         ),
         ack_timeout=ack_timeout,
         guard=guard,
+        compat=compat,
     )
 
 
@@ -120,13 +122,14 @@ def run(
     max_rate: opt.MaxRate = None,
     max_lag: opt.MaxLag = 5.0,
     guard: opt.GuardMode = None,
+    compat: opt.Compat = None,
     quiet: opt.Quiet = False,
 ) -> None:
     """All phases up to completed; stops with exit code 3 while the retention time after cutover runs."""
     goal = _until(until, (*UNTIL, "completed"))
     keep = parse_duration(retention)
     chosen = _options(
-        ack_timeout, lock_timeout, lock_attempts, batch_size, throttle, max_rate, max_lag, guard
+        ack_timeout, lock_timeout, lock_attempts, batch_size, throttle, max_rate, max_lag, guard, compat
     )
 
     async def work() -> engine.Outcome:
@@ -234,15 +237,22 @@ def complete(
     ack_timeout: opt.AckTimeout = 30.0,
     lock_timeout: opt.LockTimeout = 250,
     lock_attempts: opt.LockAttempts = 60,
+    compat: opt.Compat = None,
     quiet: opt.Quiet = False,
 ) -> None:
-    """End the old version and keep only the new shape. There is no way back."""
+    """End the old version and keep only the new shape. There is no way back.
+
+    With --compat old clients are served on, without the old columns; --no-compat ends that, after the migration was
+    completed as well.
+    """
     keep = parse_duration(retention)
-    chosen = _options(ack_timeout, lock_timeout, lock_attempts)
+    chosen = _options(ack_timeout, lock_timeout, lock_attempts, compat=compat)
 
     async def work() -> engine.Outcome:
         with Progress(quiet=quiet) as progress:
             async with engine.working(dsn, lock_wait) as session:
+                if compat is False and await store.active(session.conn) is None:
+                    return await engine.end_compat(session, progress, chosen)
                 ctx = await engine.active_context(session, progress, chosen)
                 return await engine.complete(ctx, keep)
 

@@ -48,4 +48,13 @@ GuardMode = Annotated[
         show_default=False,
     ),
 ]
+Compat = Annotated[
+    bool | None,
+    typer.Option(
+        "--compat/--no-compat",
+        help="Serve clients of the old version after it was closed, without its columns."
+        " By default what the file says, else not.",
+        show_default=False,
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]

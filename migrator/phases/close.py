@@ -1,4 +1,5 @@
-"""cutover → closed: the point of no return. The old version is no longer served, dual writes end.
+"""cutover → closed: the point of no return. Dual writes end, and the old version is no longer served, or without its
+columns (``migrator.compat``).
 
 Order: checks, verification under the present epoch; then, in one transaction, old constraints that new speakers
 cannot meet are relaxed and the closed state is published. The guard goes only when all sidecars have acknowledged;
@@ -13,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 
 import asyncpg
 
-from migrator import drift, models
+from migrator import compat, drift, models
 from migrator.control import acks, publish, store
 from migrator.errors import Refused
 from migrator.locks import with_tables_locked
@@ -22,8 +23,12 @@ from migrator.phases.context import Context
 from migrator.progress import duration
 
 
-async def check(ctx: Context, retention: timedelta) -> None:
-    """Everything that must be true before the point of no return."""
+async def check(ctx: Context, retention: timedelta, *, outlives: bool) -> None:
+    """Everything that must be true before the point of no return.
+
+    Args:
+        outlives: old clients are served after it as well (compat).
+    """
     phase = ctx.row.phase
     if phase in {"planned", "prepared", "expanded", "backfilled"}:
         raise Refused(
@@ -47,7 +52,8 @@ async def check(ctx: Context, retention: timedelta) -> None:
             hint="Run `dualwire complete` later, or `dualwire complete --retention 0` now.",
             data={"remaining_seconds": int(left.total_seconds()) + 1},
         )
-    await _old_clients(ctx)
+    if not outlives:
+        await _old_clients(ctx)
 
 
 async def _old_clients(ctx: Context) -> None:
@@ -56,41 +62,49 @@ async def _old_clients(ctx: Context) -> None:
         said = ", ".join(f"{s['service']} ({s['clients']})" for s in speaking)
         raise Refused(
             f"clients still speak the old version: {said}",
-            hint="Deploy code for the new version there (schema_version), then run the command again.",
+            hint="Deploy code for the new version there (schema_version), then run the command again;"
+            " or serve them without the old columns with `dualwire complete --compat`.",
             data={"services": speaking},
         )
 
 
-async def run(ctx: Context) -> None:
+async def run(ctx: Context, *, outlives: bool) -> None:
     """Close. ``check`` has passed."""
     await ctx.wait_acks()
     result = await verify.verify(ctx)
     if not result.clean:
         raise verify.failure(result)
-    await _old_clients(ctx)
+    if not outlives:
+        await _old_clients(ctx)
 
     async def step(conn: asyncpg.Connection) -> None:
+        served = await compat.make(conn, ctx.design, await ctx.look(conn)) if outlives else {}
         for table in ctx.design.tables:
             for statement in table.relax:
                 await conn.execute(statement)
         await conn.execute("SET LOCAL search_path = pg_catalog")
         catalogs = await ctx.look(conn)
-        tables = [models.closed(t, catalogs[t.oid]) for t in ctx.design.tables]
+        tables = [
+            compat.closed_model(models.closed(t, catalogs[t.oid]), served.get(t.oid))
+            for t in ctx.design.tables
+        ]
         await ctx.publish(
             conn,
             lambda r: replace(
                 r,
                 phase="closed",
-                serves_old=False,
+                serves_old=outlives,
                 serves_new=True,
                 auto="new",
                 percent=100,
-                dual_write=False,
+                dual_write=outlives,
             ),
             tables,
             epoch=True,
         )
-        await store.step_done(conn, ctx.row.id, "close", [s for t in ctx.design.tables for s in t.relax])
+        statements = [s for made in served.values() for s in made.statements]
+        statements += [s for t in ctx.design.tables for s in t.relax]
+        await store.step_done(conn, ctx.row.id, "close", statements)
         await ctx.finish_phase(conn, "closed", catalogs)
 
     await with_tables_locked(

@@ -44,6 +44,8 @@ class Options:
     swap_attempts: int = 20
     guard: Guard | None = None
     """Overrules what the file says about the guard; None leaves it."""
+    compat: bool | None = None
+    """Overrules what the file says about serving old clients after closed; None leaves it."""
 
 
 @dataclass(slots=True)

@@ -11,6 +11,7 @@ from migrator.control import store
 from migrator.design import Design
 from migrator.errors import from_postgres
 from migrator.locks import with_tables_locked
+from migrator.phases import withdraw
 from migrator.phases.context import Context
 from migrator.sqltext import ident
 
@@ -31,6 +32,7 @@ def forward_of(design: Design) -> list[str]:
 async def run(ctx: Context) -> None:
     """Wait until sidecars expand lists, then install the new shape."""
     await ctx.wait_acks()
+    await withdraw.clean(ctx.session, ctx.progress, ctx.options)
 
     async def functions(conn: asyncpg.Connection) -> None:
         for statement in ctx.design.prelude:

@@ -1,17 +1,22 @@
-"""planned → prepared: the old version's column lists are frozen and published before any DDL is visible."""
+"""planned → prepared: the old version's column lists are frozen and published before any DDL is visible.
+
+The version before it, which compat may have served until now, is served no more.
+"""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 from migrator import models
-from migrator.control import store
+from migrator.control import publish, store
+from migrator.phases import withdraw
 from migrator.phases.context import Context
 
 
 async def run(ctx: Context) -> None:
     """Publish the frozen lists; sidecars expand ``*`` and missing lists from here on."""
     async with ctx.session.transaction() as conn:
+        await withdraw.refuse_while_spoken(conn, await publish.current(conn))
         catalogs = await ctx.look(conn)
         tables = [models.frozen(t, catalogs[t.oid]) for t in ctx.design.tables]
         versions = [*await store.completed_versions(conn), ctx.design.migration]
@@ -36,3 +41,4 @@ async def run(ctx: Context) -> None:
         )
         await store.step_done(conn, ctx.row.id, "prepare")
         await ctx.finish_phase(conn, "prepared", catalogs)
+    await withdraw.clean(ctx.session, ctx.progress, ctx.options)

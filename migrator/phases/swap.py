@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import asyncpg
 
-from migrator import drift, models
+from migrator import compat, drift
 from migrator.control import acks, publish, store
 from migrator.errors import DualwireError, NotObtained, from_postgres
 from migrator.locks import with_tables_locked
@@ -102,7 +102,8 @@ async def _attempt(ctx: Context) -> None:
         for statement in cleanup:
             await conn.execute(statement)
         catalogs = await ctx.look(conn)
-        tables = [models.settled(catalogs[t.oid], t.final) for t in ctx.design.tables]
+        before = await publish.current(conn)
+        tables = [compat.completed_model(before, t, catalogs[t.oid]) for t in ctx.design.tables]
         await ctx.publish(conn, _completed, [t for t in tables if t is not None], epoch=True)
         await store.step_done(conn, ctx.row.id, "swap", [*statements, *cleanup])
         await drift.remember(conn, ctx.row.id, ctx.design, catalogs)
@@ -121,6 +122,8 @@ async def _attempt(ctx: Context) -> None:
 
 def _completed(routing: Routing) -> Routing:
     assert routing.new is not None
+    if routing.compat:
+        return replace(routing, migration=None, phase="completed", hold=None)
     return replace(
         routing,
         migration=None,

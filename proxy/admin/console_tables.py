@@ -263,6 +263,7 @@ def _migrations(sidecar: Sidecar) -> Rows:
             database.stats.parked,
             _yes(link.connected),
             link.problem or None,
+            _yes(routing.compat),
         )
 
 
@@ -452,6 +453,7 @@ SHOWN: Final[Mapping[str, Table]] = {
                 "parked#",
                 "control_connected",
                 "problem",
+                "compat",
             ),
         ),
         _migrations,

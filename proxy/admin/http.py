@@ -202,6 +202,7 @@ def _routing(routing: Routing) -> dict[str, Any]:
         "serves": list(routing.visible_versions),
         "auto": routing.auto,
         "percent": routing.percent,
+        "compat": routing.compat,
         "dual_write": routing.dual_write,
         "versions": list(routing.versions),
         "tables": [table.qualified for table in routing.tables],

@@ -179,6 +179,7 @@ GAUGES: Final[tuple[tuple[str, str, tuple[str, ...], Reader], ...]] = (
     ("revision", "The publication that this sidecar acts under.", (), _one(lambda d: d.routing.revision)),
     ("phase", "1 for the phase of the active migration.", ("phase",), _phases),
     ("cutover_percent", "Share of auto sessions on the new version.", (), _one(lambda d: d.routing.percent)),
+    ("compat", "Whether old clients are served without their columns.", (), _one(lambda d: d.routing.compat)),
     ("dual_write_enabled", "Whether this sidecar mirrors inline.", (), _one(lambda d: d.dual_write_enabled)),
     ("lease_seconds", "What is left of the lease.", (), _one(lambda d: d.link.lease_seconds)),
     ("control_connected", "Whether the control link is up.", (), _one(lambda d: d.link.connected)),

@@ -91,7 +91,10 @@ class Routing:
     migration: str | None = None
     phase: Phase | None = None
     old: str = BASE
-    """The version before the active migration; the only one where none is active."""
+    """The version before the active migration; the only one where none is active.
+
+    With compat it is the version before the last migration, which then still has its phase and its ``new`` version.
+    """
     new: str | None = None
     serves_old: bool = True
     serves_new: bool = False
@@ -108,6 +111,16 @@ class Routing:
     def key(self) -> tuple[str, int, int]:
         """What identifies the publication: (epoch id, epoch, revision)."""
         return (self.epoch_id, self.epoch, self.revision)
+
+    @property
+    def compat(self) -> bool:
+        """Whether the old version is served although its columns are given up or gone."""
+        return self.serves_old and self.phase in ("closed", "completed")
+
+    @property
+    def current(self) -> str:
+        """The version that the next migration comes after."""
+        return self.new if self.compat and self.new is not None else self.old
 
     @property
     def visible_versions(self) -> tuple[str, ...]:
@@ -252,6 +265,8 @@ def from_document(document: Mapping[str, Any]) -> Routing:
         versions=_names(state, "versions"),
         hold=_hold(state["hold"]),
     )
+    if routing.compat and (routing.new is None or routing.auto != "new" or routing.percent != 100):
+        raise ValueError("routing state: the old version outlives its columns, but auto is not all new")
     if routing.serves_new and routing.new is None:
         raise ValueError("routing state: serves_new is true but no new version is named")
     return routing
