@@ -380,15 +380,16 @@ def run(directory: Path, only: list[str]) -> int:
     total: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
     unexpected = 0
-    with start_cluster(trust=True) as cluster:
-        server = cluster.primary
-        for name in ("corpus_plain", "corpus_rewritten"):
-            server.sql(
-                f"CREATE DATABASE {name} TEMPLATE template0 ENCODING 'UTF8' LC_COLLATE 'C' LC_CTYPE 'C'"
-            )
+    # Two servers, because roles belong to all databases of one.
+    with start_cluster(trust=True) as plain, start_cluster(trust=True) as other:
         sides = []
-        for name in ("corpus_plain", "corpus_rewritten"):
-            connection = psycopg.connect(server.dsn(database=name), autocommit=True, prepare_threshold=None)
+        for cluster in (plain, other):
+            cluster.primary.sql(
+                "CREATE DATABASE corpus TEMPLATE template0 ENCODING 'UTF8' LC_COLLATE 'C' LC_CTYPE 'C'"
+            )
+            connection = psycopg.connect(
+                cluster.primary.dsn(database="corpus"), autocommit=True, prepare_threshold=None
+            )
             connection.execute("SET statement_timeout = '20s'")
             sides.append(Side(connection))
         sides[1].connection.execute("CREATE SCHEMA dualwire; GRANT USAGE ON SCHEMA dualwire TO PUBLIC")
