@@ -49,7 +49,7 @@ def assignments(work: Work, items: list[Node], target: Source, scope: Scope) -> 
 
 
 def set_name(work: Work, target: Source, name: str, location: int) -> str:
-    """The physical name of a column that is written; the text is edited where it differs."""
+    """The physical name of a column that is written, or a virtual one's key; the text is edited where names differ."""
     rule = target.rule
     assert rule is not None
     physical = rule.by_name.get(name)
@@ -57,7 +57,7 @@ def set_name(work: Work, target: Source, name: str, location: int) -> str:
         if rule.translated and name in rule.hidden:
             raise undefined_column(target, f'"{name}" of relation "{rule.model.name}"', location)
         return name
-    if physical != name:
+    if physical != name and physical not in rule.virtuals:
         tokens = work.tokens
         at = tokens.at(location)
         work.replace(tokens.starts[at], tokens.ends[at], ident(physical), "translate")

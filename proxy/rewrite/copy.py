@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from proxy.rewrite.assign import set_name
 from proxy.rewrite.reasons import Reason
-from proxy.rewrite.relations import dml_target
+from proxy.rewrite.relations import named_table, retarget
 from proxy.rewrite.resolve import Scope, Source
 from proxy.rewrite.rules import Rule
 from proxy.rewrite.work import Refused, Work
@@ -17,7 +17,7 @@ def copy(work: Work, node: Node, scope: Scope) -> None:
     if "query" in node:
         work.visit(node["query"], scope)
         return
-    target = dml_target(work, node["relation"])
+    target = named_table(work, node["relation"])
     rule = target.rule
     if rule is None:
         work.visit(node.get("whereClause", {}), scope)
@@ -25,11 +25,16 @@ def copy(work: Work, node: Node, scope: Scope) -> None:
     if node.get("is_from"):
         _copy_from(work, node, target, rule)
     else:
-        _copy_to(work, node, target, rule)
+        _copy_to(work, node, rule)
 
 
 def _copy_from(work: Work, node: Node, target: Source, rule: Rule) -> None:
-    if rule.side == "new" and rule.mirroring:
+    foreign = bool(rule.virtuals) or (rule.side == "new" and rule.mirroring)
+    view = rule.model.copy_view(rule.side)
+    if view is not None and (foreign or rule.model.guard == "off"):
+        _copy_into_view(work, node, rule, view)
+        return
+    if foreign:
         raise Refused(
             Reason.REFUSED_STATEMENT,
             f"COPY into {rule.model.qualified} is not translated while a migration is in progress",
@@ -41,54 +46,74 @@ def _copy_from(work: Work, node: Node, target: Source, rule: Rule) -> None:
             f"this COPY into {rule.model.qualified} is not translated while a migration is in progress",
             hint="Leave out WHERE and the options that name columns.",
         )
+    retarget(work, node["relation"], rule, alias=False)
     _list(work, node, target, rule)
     work.leave_to_guard(rule, Reason.GUARD_COPY, "The rows of COPY are not looked into.")
 
 
-def _copy_to(work: Work, node: Node, target: Source, rule: Rule) -> None:
+def _copy_into_view(work: Work, node: Node, rule: Rule, view: tuple[str, str]) -> None:
+    """The view has the version's columns, so nothing but the name and a missing list differs."""
+    tokens = work.tokens
+    first = tokens.at(node["relation"].get("location", 0))
+    last = tokens.dotted_end(first)
+    columns = tuple(c.name for c in rule.columns if not rule.column(c.column).generated)
+    listed = "" if "attlist" in node else f" ({idents(columns)})"
+    work.replace(
+        tokens.starts[first], tokens.ends[last], f"{'.'.join(map(ident, view))}{listed}", "copy_view"
+    )
+    work.tell(
+        Reason.VIRTUAL_WRITE if rule.virtuals else Reason.DUAL_WRITE,
+        f"The rows go into {rule.model.qualified} through a view that writes both shapes.",
+    )
+
+
+def _copy_to(work: Work, node: Node, rule: Rule) -> None:
     if not rule.translated:
-        _list(work, node, target, rule)
+        _supply_list(work, node, rule)
         return
     given = [name["String"].get("sval", "") for name in node.get("attlist", ())]
-    wanted = given or [
-        column.name for column in rule.columns if not rule.model.column(column.column).generated
-    ]
+    wanted = given or [column.name for column in rule.columns if not rule.column(column.column).generated]
     items = []
     for name in wanted:
-        physical = rule.by_name.get(name)
-        if physical is None:
+        key = rule.by_name.get(name)
+        if key is None:
             raise Refused(
                 Reason.REFUSED_UNDEFINED_COLUMN,
                 f'column "{name}" of relation "{rule.model.name}" does not exist',
                 sqlstate="42703",
             )
-        items.append(ident(physical) if physical == name else f"{ident(physical)} AS {ident(name)}")
+        value = rule.read(key, "")
+        items.append(value if value == ident(name) else f"{value} AS {ident(name)}")
     tokens = work.tokens
     first = tokens.at(node["relation"].get("location", 0))
     last = tokens.dotted_end(first)
-    table = work.slice(tokens.starts[first], tokens.ends[last])
+    table = rule.relation or f"ONLY {work.slice(tokens.starts[first], tokens.ends[last])}"
     end = tokens.close_of(last + 1) if given else last
     # A header line must show the version's names, so a query it is.
     work.replace(
-        tokens.starts[first], tokens.ends[end], f"(SELECT {', '.join(items)} FROM ONLY {table})", "copy_query"
+        tokens.starts[first], tokens.ends[end], f"(SELECT {', '.join(items)} FROM {table})", "copy_query"
     )
     work.tell(
-        Reason.TRANSLATED, f"{rule.model.qualified} is copied through a query with its version's columns."
+        Reason.VIRTUAL_READ if rule.virtuals else Reason.TRANSLATED,
+        f"{rule.model.qualified} is copied through a query with its version's columns.",
     )
+
+
+def _supply_list(work: Work, node: Node, rule: Rule) -> None:
+    if "attlist" in node:
+        return
+    tokens = work.tokens
+    last = tokens.dotted_end(tokens.at(node["relation"].get("location", 0)))
+    columns = tuple(c.column for c in rule.columns if not rule.column(c.column).generated)
+    work.insert(tokens.ends[last], f" ({idents(columns)})", "expand_list")
+    work.tell(Reason.EXPAND_STAR, f"The column list of the version of {rule.model.qualified} is supplied.")
 
 
 def _list(work: Work, node: Node, target: Source, rule: Rule) -> None:
+    _supply_list(work, node, rule)
     tokens = work.tokens
-    last = tokens.dotted_end(tokens.at(node["relation"].get("location", 0)))
-    if "attlist" not in node:
-        columns = tuple(c.column for c in rule.columns if not rule.model.column(c.column).generated)
-        work.insert(tokens.ends[last], f" ({idents(columns)})", "expand_list")
-        work.tell(
-            Reason.EXPAND_STAR, f"The column list of the version of {rule.model.qualified} is supplied."
-        )
-        return
-    at = last + 2
-    for name in node["attlist"]:
+    at = tokens.dotted_end(tokens.at(node["relation"].get("location", 0))) + 2
+    for name in node.get("attlist", ()):
         set_name(work, target, name["String"].get("sval", ""), tokens.starts[at])
         at = tokens.item_end(at) + 1
 

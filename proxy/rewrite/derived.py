@@ -174,7 +174,7 @@ def _cast(rule: Rule, column: str, cell: Node, span: tuple[int, int]) -> list[tu
     """Edits that make a cell have its column's type where it stands."""
     if column not in rule.types:
         raise _unmirrorable(f"There is no column {column}.")  # the server's to report
-    known = rule.model.column(column)
+    known = rule.column(column)
     if known.type.removesuffix("[]") not in CAST_TYPES:
         raise _unmirrorable(f"Values for column {column}, of type {known.type}, cannot be cast in advance.")
     start, end = span

@@ -47,7 +47,7 @@ def inserted_arguments(rule: Rule, sources: tuple[str, ...], cells: Mapping[str,
     for name in sources:
         cell = cells.get(name)
         if cell is None:
-            cell = default_text(rule.model.column(name))
+            cell = default_text(rule.column(name))
         arguments.append(cast(rule, name, cell))
     return arguments
 

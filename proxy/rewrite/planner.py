@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
+from proxy.rewrite.compare import null_test, operator, sub_link
 from proxy.rewrite.insert import insert
 from proxy.rewrite.model import Side, TableModel
 from proxy.rewrite.modify import delete, update
@@ -28,7 +29,10 @@ from proxy.sql.tokens import UnclearNames
 
 HANDLERS: Mapping[str, Handler] = {
     "ColumnRef": column_ref,
+    "A_Expr": operator,
     "A_Indirection": indirection,
+    "NullTest": null_test,
+    "SubLink": sub_link,
     "RowExpr": row_expr,
     "SelectStmt": select,
     "InsertStmt": insert,
@@ -38,6 +42,9 @@ HANDLERS: Mapping[str, Handler] = {
 }
 
 LONG_TEXT = 1 << 15
+
+_WITH_TWINS = frozenset({"SelectStmt", "InsertStmt", "UpdateStmt", "DeleteStmt", "MergeStmt"})
+"""Statements whose types and errors can be asked for over empty tables."""
 
 
 @contextmanager
@@ -93,6 +100,11 @@ class Planner:
                 for statement, known in zip(parsed.statements, classified, strict=True):
                     work.named = self._tables(work, statement.type, statement.node, known)
                     tables.update(work.named)
+                    work.compares = any(
+                        virtual.raw is not None
+                        for rule in work.named.values()
+                        for virtual in rule.virtuals.values()
+                    )
                     if work.named:
                         self._statement(work, statement)
                     else:
@@ -153,6 +165,12 @@ class Planner:
         settings = tuple(setting for known in classified for setting in known.settings)
         temp_relations = tuple(name for known in classified for name in known.temp_relations)
 
+        twin, twin_edits = None, ordered(work.twin_edits)
+        if twin_edits and [statement.type in _WITH_TWINS for statement in parsed.statements] == [True]:
+            twin = apply(text, twin_edits)
+        else:
+            twin_edits = ()
+
         def plan(edits: tuple[Edit, ...], mirrored: bool, guarded: bool, fallback: Plan | None) -> Plan:
             return Plan(
                 apply(text, edits) if edits else text,
@@ -168,6 +186,8 @@ class Planner:
                 temp_relations=temp_relations,
                 statements=len(parsed.statements),
                 explanations=tuple(work.explanations),
+                twin=twin,
+                twin_edits=twin_edits,
             )
 
         fallback = None

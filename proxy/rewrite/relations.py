@@ -76,6 +76,7 @@ class FromList:
             elif "colnames" in node["alias"]:
                 source.derive = True  # the names are given by physical position
             self.tables.append(source)
+            twin(self._work, source)
         scope.sources.append(source)
 
     def _join(self, node: Node, scope: Scope) -> None:
@@ -89,21 +90,25 @@ class FromList:
         if node.get("isNatural"):
             for source in self.tables[first:]:
                 source.derive = True  # or the shapes' own columns would be joined on
+                source.merged.add(None)
         if node.get("isNatural") or "usingClause" in node:
             self.merges = True
+            names = {name["String"].get("sval", "") for name in node.get("usingClause", ())}
             for source in self.tables[first:]:
-                source.used.update(name["String"].get("sval", "") for name in node.get("usingClause", ()))
+                source.used |= names
+                source.merged |= names
         if "join_using_alias" in node:
             scope.sources.append(Source(node["join_using_alias"].get("aliasname")))
         if "alias" in node:
             for source in self.tables[first:]:
-                source.derive = True  # ``j.*`` cannot be told from outside
+                source.derive = source.exact = True  # ``j.*`` cannot be told from outside
             scope.sources.append(_named(node))
 
     def clear_used(self) -> None:
         """Forget the columns used so far: what follows is what GROUP BY restricts."""
         for source in self.tables:
             source.used.clear()
+            source.restricted = self._grouped
 
     def finish(self) -> None:
         """Make the edits that turn tables into derived tables."""
@@ -193,7 +198,19 @@ def _cte_columns(entry: Node, columns: tuple[str, ...] | None) -> tuple[str, ...
 
 
 def dml_target(work: Work, relation: Node) -> Source:
-    """The relation that an INSERT, UPDATE, DELETE or MERGE modifies; never a common table expression."""
+    """The relation that an INSERT, UPDATE, DELETE or MERGE modifies; never a common table expression.
+
+    Where another relation holds the table's rows, the text names that one from now on.
+    """
+    source = named_table(work, relation)
+    twin(work, source)
+    if source.rule is not None:
+        retarget(work, relation, source.rule)
+    return source
+
+
+def named_table(work: Work, relation: Node) -> Source:
+    """A table that a statement names other than in a FROM list."""
     rule = work.rule_of(relation)
     source = _named(relation, relation["relname"], columns=None if rule is None else rule.names)
     source.role = Role.TARGET
@@ -206,33 +223,82 @@ def dml_target(work: Work, relation: Node) -> Source:
     return source
 
 
+def retarget(work: Work, relation: Node, rule: Rule, *, alias: bool = True) -> None:
+    """Name the relation that holds a table's rows; ``alias`` says whether the table's name must go on to mean it."""
+    if rule.relation is None:
+        return
+    first, last = range_var(work, relation)
+    for start, end, text in _renamed(work, relation, rule.relation, first, last)[: 2 if alias else 1]:
+        work.replace(start, end, text, "relation")
+    if first < work.tokens.at(relation.get("location", 0)):
+        _drop_only(work, first, last)
+    work.tell(Reason.TRANSLATED, f"The rows of {rule.model.qualified} are in {rule.relation}.")
+
+
+def range_var(work: Work, node: Node) -> tuple[int, int]:
+    """The first and the last token of a table's name, with ONLY, its brackets and ``*``."""
+    tokens = work.tokens
+    first = tokens.at(node.get("location", 0))
+    last = tokens.dotted_end(first)
+    if tokens.name(last + 1) == STAR:
+        last += 1
+    if not node.get("inh"):
+        # ONLY t, or ONLY (t)
+        if tokens.name(first - 1) == LPAREN and tokens.name(first - 2) == "ONLY":
+            first, last = first - 2, last + 1
+        elif tokens.name(first - 1) == "ONLY":
+            first -= 1
+    return first, last
+
+
+def _renamed(work: Work, node: Node, name: str, first: int, last: int) -> list[tuple[int, int, str]]:
+    """Edits that put another table in the place of one, under the same name."""
+    tokens = work.tokens
+    word = tokens.at(node.get("location", 0))
+    edits = [(tokens.starts[word], tokens.ends[tokens.dotted_end(word)], name)]
+    if "alias" not in node and tokens.name(first - 1) != "TABLE":
+        at = tokens.ends[last]
+        edits.append((at, at, f" AS {ident(node['relname'])}"))
+    return edits
+
+
+def _drop_only(work: Work, first: int, last: int) -> None:
+    """Take ONLY away: whether the other relation has partitions is nothing that the version shows."""
+    tokens = work.tokens
+    work.replace(tokens.starts[first], tokens.ends[first], "", "relation")
+    if tokens.name(first + 1) == LPAREN:
+        work.replace(tokens.starts[first + 1], tokens.ends[first + 1], "", "relation")
+        work.replace(tokens.starts[last], tokens.ends[last], "", "relation")
+
+
+def twin(work: Work, source: Source) -> None:
+    """Name a table's twin in the text over twins."""
+    rule = source.rule
+    if rule is not None and rule.twin is not None:
+        first, last = range_var(work, source.node)
+        for start, end, text in _renamed(work, source.node, rule.twin, first, last):
+            work.in_twin(start, end, text, "twin")
+
+
 def derive(work: Work, source: Source) -> None:
     """Replace a FROM item by a derived table with the version's columns, under the same name."""
     rule = source.rule
     assert rule is not None
     strip_schemas(work, source)
     tokens = work.tokens
-    first = tokens.at(source.node.get("location", 0))
-    last = tokens.dotted_end(first)
-    if tokens.name(last + 1) == STAR:
-        last += 1
-    if not source.node.get("inh"):
-        # ONLY t, or ONLY (t)
-        if tokens.name(first - 1) == LPAREN and tokens.name(first - 2) == "ONLY":
-            first, last = first - 2, last + 1
-        elif tokens.name(first - 1) == "ONLY":
-            first -= 1
+    first, last = range_var(work, source.node)
     inside = "" if source.sample is None else _move_sample(work, source.sample)
     start, end = tokens.starts[first], tokens.ends[last]
-    columns = rule.select_list
-    if source.system:
-        columns = ", ".join([columns, *source.system]) if columns else ", ".join(source.system)
+    columns = ", ".join(filter(None, [rule.select_list, *source.system, *_raw_columns(work, source)]))
     alias = "" if "alias" in source.node else f" AS {ident(rule.model.name)}"
-    work.insert(start, f"(SELECT {columns} FROM ", "derive")
-    work.insert(end, f"{inside}){alias}", "derive")
+    if rule.relation is None:
+        work.insert(start, f"(SELECT {columns} FROM ", "derive")
+        work.insert(end, f"{inside}){alias}", "derive")
+    else:
+        work.replace(start, end, f"(SELECT {columns} FROM {rule.relation}{inside}){alias}", "derive")
     if rule.translated:
         work.tell(
-            Reason.TRANSLATED,
+            Reason.VIRTUAL_READ if rule.virtuals else Reason.TRANSLATED,
             f"{rule.model.qualified} is read through a derived table with its version's columns.",
         )
     else:
@@ -241,6 +307,18 @@ def derive(work: Work, source: Source) -> None:
             f"{rule.model.qualified} is read through a derived table: the statement would show columns "
             "that its version does not have.",
         )
+
+
+def _raw_columns(work: Work, source: Source) -> list[str]:
+    """Hidden columns for comparisons, which are made to use them."""
+    if source.exact or source.name is None:
+        return []
+    hidden: dict[str, str] = {}
+    for start, end, column in source.raws:
+        if column not in hidden:
+            hidden[column] = work.fresh()
+        work.replace(start, end, f"{ident(source.name)}.{hidden[column]}", "virtual_read")
+    return [f"{ident(column)} AS {name}" for column, name in hidden.items()]
 
 
 def _move_sample(work: Work, sample: Node) -> str:
@@ -256,10 +334,7 @@ def _move_sample(work: Work, sample: Node) -> str:
     if "repeatable" in sample:
         end = tokens.close_of(tokens.names.index(LPAREN, end))
     assert tokens.name(end) == RPAREN
-    moved = " " + work.rendered(start, tokens.ends[end])
-    work.edits[:] = [
-        edit for edit in work.edits if not (start <= edit.start and edit.end <= tokens.ends[end])
-    ]
+    moved = " " + work.take(start, tokens.ends[end])
     work.replace(start, tokens.ends[end], "", "derive")
     return moved
 
@@ -276,7 +351,7 @@ def group_list(source: Source, grouped: set[str]) -> list[str]:
         return []
     missing = [name for name in rule.names if name in source.used and name not in grouped]
     for name in missing:
-        if rule.model.column(rule.by_name[name]).type in UNGROUPABLE:
+        if rule.column(rule.by_name[name]).type in UNGROUPABLE:
             raise Refused(
                 Reason.REFUSED_CONSTRUCT,
                 f'"{name}" of {rule.model.qualified} cannot be grouped by while a migration is in progress',
@@ -287,6 +362,9 @@ def group_list(source: Source, grouped: set[str]) -> list[str]:
 
 def _logical_key(rule: Rule) -> set[str]:
     names = {column.column: column.name for column in rule.columns}
+    for virtual in rule.virtuals.values():
+        if virtual.raw is not None:
+            names.setdefault(virtual.raw, names[virtual.column.name])
     if not all(name in names for name in rule.model.primary_key):
         return set()
     return {names[name] for name in rule.model.primary_key}

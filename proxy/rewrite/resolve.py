@@ -12,11 +12,13 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
+from proxy.rewrite.model import Virtual
 from proxy.rewrite.reasons import Reason
 from proxy.rewrite.rules import SYSTEM_COLUMNS, Rule
 from proxy.rewrite.work import Refused, Work
 from proxy.sql.parse import Node
 from proxy.sql.quote import ident
+from proxy.sql.tokens import LBRACKET
 
 
 class Role(Enum):
@@ -59,6 +61,14 @@ class Source:
     """Whether translated references must stay unqualified (ON CONFLICT's index expressions)."""
     schema_qualified: list[tuple[int, int]] = field(default_factory=list)
     """(location, number of parts) of references with a schema."""
+    raws: list[tuple[int, int, str]] = field(default_factory=list)
+    """(start, end, physical column) of references that may be to what stands behind a virtual column."""
+    exact: bool = False
+    """Whether its columns must be exactly the version's, because the statement uses its rows as values."""
+    restricted: bool = False
+    """Whether GROUP BY restricts what may be referred to from here on."""
+    merged: set[str | None] = field(default_factory=set)
+    """Names that stand for a join's column when they are not qualified; with None among them, any name may."""
 
     @property
     def translated_target(self) -> bool:
@@ -118,22 +128,30 @@ def field_names(fields: list[Node]) -> list[str | None]:
 
 def column_ref(work: Work, node: Node, scope: Scope) -> None:
     """Handle one column reference that is not an item ``*`` or ``t.*`` of a select list."""
+    reference(work, node, scope, compared=False)
+
+
+def reference(work: Work, node: Node, scope: Scope, *, compared: bool) -> Virtual | None:
+    """Handle one column reference; ``compared`` says that only the order and the equality of its values count.
+
+    Gives the virtual column whose place its raw column may then have taken.
+    """
     parts = field_names(node["fields"])
     location = node.get("location", 0)
     if len(parts) == 1:
-        if parts[0] is not None:
-            _unqualified(work, parts[0], location, scope)
-        return
+        return None if parts[0] is None else _unqualified(work, parts[0], location, scope, compared)
     qualifier = parts[-2]
     source = scope.qualified(qualifier) if qualifier is not None else None
     if source is None or source.rule is None:
-        return
-    if len(parts) > 2 and not _schema_fits(source, parts[:-2]):
-        return
+        return None
+    if len(parts) > 2:
+        if not _schema_fits(source, parts[:-2]):
+            return None
+        strip_for_twin(work, source, location, len(parts))
     if parts[-1] is None:
         whole_row(work, source, location, len(parts))
-        return
-    _column_of(work, source, parts[-1], location, len(parts))
+        return None
+    return _column_of(work, source, parts[-1], location, len(parts), compared)
 
 
 def indirection(work: Work, node: Node, scope: Scope) -> None:
@@ -167,7 +185,7 @@ def row_expr(work: Work, node: Node, scope: Scope) -> None:
         tokens = work.tokens
         first = tokens.at(argument["ColumnRef"].get("location", 0))
         qualifier = work.slice(tokens.starts[first], tokens.ends[first])
-        columns = ", ".join(f"{qualifier}.{ident(column.column)}" for column in source.rule.columns)
+        columns = source.rule.values(qualifier)
         work.replace(tokens.starts[first], tokens.ends[first + 2], columns, "expand_star")
         work.reasons.append(Reason.EXPAND_STAR)
 
@@ -177,7 +195,7 @@ def whole_row(work: Work, source: Source, location: int, parts: int = 1) -> None
     rule = source.rule
     assert rule is not None
     if source.role is Role.FROM and (rule.translated or not source.grouped):
-        source.derive = True
+        source.derive = source.exact = True
         source.used.update(source.columns or ())
         if parts > 2:
             _strip_schema(work, location, parts)
@@ -206,14 +224,15 @@ def _has_column(scope: Scope, name: str | None) -> bool:
     )
 
 
-def _column_of(work: Work, source: Source, name: str, location: int, parts: int) -> None:
+def _column_of(
+    work: Work, source: Source, name: str, location: int, parts: int, compared: bool
+) -> Virtual | None:
     rule = source.rule
     assert rule is not None
     if source.translated_target:
-        _translate(work, source, name, location, qualified=True)
-        return
+        return _translate(work, source, name, location, parts, compared)
     if source.role is not Role.FROM:
-        return
+        return None
     source.used.add(name)
     if name in SYSTEM_COLUMNS and name not in source.system and name not in rule.by_name:
         source.system.append(name)
@@ -223,6 +242,25 @@ def _column_of(work: Work, source: Source, name: str, location: int, parts: int)
         else:
             # Only if it becomes a derived table after all: then the schema has no meaning any more.
             source.schema_qualified.append((location, parts))
+    return _raw(work, source, name, location, parts) if compared else None
+
+
+def _raw(work: Work, source: Source, name: str, location: int, parts: int) -> Virtual | None:
+    tokens = work.tokens
+    first = tokens.at(location)
+    last = tokens.dotted_end(first) if parts > 1 else first
+    return raw_reference(source, name, tokens.starts[first + 2 * max(parts - 2, 0)], tokens.ends[last])
+
+
+def raw_reference(source: Source, name: str, start: int, end: int) -> Virtual | None:
+    """Note that a reference may be replaced by one to a hidden column of the derived table."""
+    virtual = None if source.rule is None or source.role is not Role.FROM else source.rule.virtual(name)
+    if virtual is None or virtual.raw is None or source.restricted:
+        return None
+    if "colnames" in source.node.get("alias", ()):
+        return None
+    source.raws.append((start, end, virtual.raw))
+    return virtual
 
 
 def _strip_schema(work: Work, location: int, parts: int) -> None:
@@ -231,31 +269,83 @@ def _strip_schema(work: Work, location: int, parts: int) -> None:
     work.replace(location, tokens.starts[table], "", "strip_schema")
 
 
+def strip_for_twin(work: Work, source: Source, location: int, parts: int) -> None:
+    """Take the schema off a reference in the text over twins, where the table has its own name as an alias."""
+    if source.rule is not None and source.rule.twin is not None:
+        tokens = work.tokens
+        table = tokens.at(location) + 2 * (parts - 2)
+        work.in_twin(location, tokens.starts[table], "", "strip_schema")
+
+
 def strip_schemas(work: Work, source: Source) -> None:
     """Take the schema off all references to a source that becomes a derived table."""
     for location, parts in source.schema_qualified:
         _strip_schema(work, location, parts)
 
 
-def _translate(work: Work, source: Source, name: str, location: int, *, qualified: bool) -> None:
-    """Turn a reference to a column of a modified table into its physical name."""
+def _translate(
+    work: Work, source: Source, name: str, location: int, parts: int, compared: bool
+) -> Virtual | None:
+    """Turn a reference to a column of a modified table into its physical name, or into what computes it."""
     rule = source.rule
     assert rule is not None
-    physical = rule.by_name.get(name)
-    if physical is None:
-        if name in rule.hidden:
-            raise undefined_column(source, f"{source.name}.{name}" if qualified else f'"{name}"', location)
-        return  # a system column, or an error that is the server's to report
-    if physical == name:
-        return
+    key = rule.by_name.get(name)
+    if key is None and name in rule.hidden:
+        raise undefined_column(source, f"{source.name}.{name}" if parts > 1 else f'"{name}"', location)
+    virtual = rule.virtuals.get(key or "")
     tokens = work.tokens
     first = tokens.at(location)
-    last = tokens.dotted_end(first) if qualified else first
-    text = ident(physical)
-    if not qualified and source.name is not None and not source.bare:
+    last = tokens.dotted_end(first) if parts > 1 else first
+    if virtual is not None:
+        return _compute(work, source, virtual, first, last, compared)
+    if parts > 2 and rule.relation is not None:
+        _strip_schema(work, location, parts)
+    if key is None or key == name:
+        return None  # a system column, or an error that is the server's to report
+    text = ident(key)
+    if parts == 1 and source.name is not None and not source.bare:
         text = f"{ident(source.name)}.{text}"
     work.replace(tokens.starts[last], tokens.ends[last], text, "translate")
     work.reasons.append(Reason.TRANSLATED)
+    return None
+
+
+def _compute(
+    work: Work, source: Source, virtual: Virtual, first: int, last: int, compared: bool
+) -> Virtual | None:
+    """Replace a reference to a virtual column of a modified table; ``first`` and ``last`` are its tokens."""
+    rule, tokens = source.rule, work.tokens
+    assert rule is not None
+    qualifier = "" if source.bare else ident(source.name or "")
+    if last > first:
+        qualifier = work.slice(tokens.starts[last - 2], tokens.ends[last - 2])
+    raw = virtual.raw if compared or source.bare else None
+    if raw is not None:
+        text = f"{qualifier}.{ident(raw)}" if qualifier else ident(raw)
+    elif source.bare:
+        raise no_arbiter(source, virtual)
+    else:
+        text = rule.read(virtual.column.name, qualifier)
+        if tokens.name(last + 1) == LBRACKET:
+            text = f"({text})"
+    work.replace(tokens.starts[first], tokens.ends[last], text, "virtual_read")
+    work.tell(
+        Reason.VIRTUAL_READ,
+        f"Columns of {rule.model.qualified} that only this version has are computed where they are used.",
+    )
+    return None if raw is None else virtual
+
+
+def no_arbiter(source: Source, virtual: Virtual) -> Refused:
+    """ON CONFLICT names a column that no index of the table has."""
+    assert source.rule is not None
+    names = [c.name for c in source.rule.columns if c.column == virtual.column.name]
+    return Refused(
+        Reason.REFUSED_CONSTRUCT,
+        f'ON CONFLICT cannot be decided by column "{names[0]}" of {source.rule.model.qualified}: '
+        "the table holds it in another form",
+        hint="Name columns that have not changed, or none.",
+    )
 
 
 def undefined_column(source: Source, name: str, location: int) -> Refused:
@@ -271,7 +361,7 @@ def undefined_column(source: Source, name: str, location: int) -> Refused:
     )
 
 
-def _unqualified(work: Work, name: str, location: int, scope: Scope) -> None:
+def _unqualified(work: Work, name: str, location: int, scope: Scope, compared: bool) -> Virtual | None:
     uncertain = False
     hidden: Source | None = None
     for level in scope.levels():
@@ -284,11 +374,18 @@ def _unqualified(work: Work, name: str, location: int, scope: Scope) -> None:
             elif name in source.columns:
                 if not source.translated_target:
                     source.used.add(name)
-                    return
-                if uncertain and source.rule is not None and source.rule.by_name[name] != name:
+                    if (
+                        not compared
+                        or uncertain
+                        or source.rule is None
+                        or not source.merged.isdisjoint((name, None))
+                    ):
+                        return None
+                    return _raw(work, source, name, location, 1)
+                rule = source.rule
+                if uncertain and rule is not None and (rule.by_name[name] != name or rule.virtual(name)):
                     raise _ambiguous(name)
-                _translate(work, source, name, location, qualified=False)
-                return
+                return _translate(work, source, name, location, 1, compared)
             if source.translated_target and source.rule is not None and name in source.rule.hidden:
                 hidden = source
         uncertain = uncertain or unknown
@@ -297,7 +394,7 @@ def _unqualified(work: Work, name: str, location: int, scope: Scope) -> None:
             if len(bases) == 1 and bases[0].rule is not None and bases[0].role is Role.FROM:
                 if name not in bases[0].system:
                     bases[0].system.append(name)
-                return
+                return None
     if hidden is not None:
         if not uncertain:
             raise undefined_column(hidden, f'"{name}"', location)
@@ -305,6 +402,7 @@ def _unqualified(work: Work, name: str, location: int, scope: Scope) -> None:
     row = scope.qualified(name)
     if row is not None and row.rule is not None and row.role is not Role.EXCLUDED:
         whole_row(work, row, location)
+    return None
 
 
 def _ambiguous(name: str) -> Refused:

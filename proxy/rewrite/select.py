@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from proxy.rewrite.compare import sort_key
 from proxy.rewrite.reasons import Reason
 from proxy.rewrite.relations import FromList, group_list, is_star, output_names, with_clause
-from proxy.rewrite.resolve import Role, Scope, Source, field_names, figure_name
+from proxy.rewrite.resolve import Role, Scope, Source, field_names, figure_name, strip_for_twin
 from proxy.rewrite.work import Refused, Work
 from proxy.sql.parse import Node
 from proxy.sql.quote import ident
 from proxy.sql.tokens import CLOSE, LPAREN, OPEN
+
+_RENAMING = frozenset({"translate", "virtual_read"})
+"""Recipes after which an expression has another name."""
 
 
 @dataclass(slots=True)
@@ -78,16 +82,10 @@ def _outputs(node: Node, scope: Scope, level: FromList) -> tuple[str, ...] | Non
 
 
 def _sort(work: Work, node: Node, scope: Scope) -> None:
-    if "sortClause" not in node:
-        return
-    outputs = {item["ResTarget"].get("name") for item in node.get("targetList", ())}
-    for item in node["sortClause"]:
-        value = item["SortBy"]["node"]
-        if "ColumnRef" in value:
-            names = field_names(value["ColumnRef"]["fields"])
-            if len(names) == 1 and names[0] in outputs:
-                continue  # an output column, whatever the tables have
-        work.visit(value, scope)
+    targets = [item["ResTarget"] for item in node.get("targetList", ())]
+    raw = "groupClause" not in node and "distinctClause" not in node
+    for item in node.get("sortClause", ()):
+        sort_key(work, item["SortBy"]["node"], targets, scope, raw=raw)
 
 
 def target_list(work: Work, items: list[Node], scope: Scope) -> list[Star]:
@@ -106,13 +104,15 @@ def target_list(work: Work, items: list[Node], scope: Scope) -> list[Star]:
                     if source is None or source.rule is None:
                         continue
                     source.used.update(source.columns or ())
+                    if len(names) > 2:
+                        strip_for_twin(work, source, reference.get("location", 0), len(names))
                 stars.append(Star(reference.get("location", 0), len(names), source))
                 continue
         if _row_star(work, target, value, scope):
             continue
         before = len(work.edits)
         work.visit(value, scope)
-        if "name" not in target and any(edit.recipe == "translate" for edit in work.edits[before:]):
+        if "name" not in target and any(edit.recipe in _RENAMING for edit in work.edits[before:]):
             _keep_name(work, target)
     return stars
 
@@ -162,7 +162,7 @@ def _in_place(source: Source) -> bool:
     """Whether a star over this source must be spelled out."""
     if source.rule is None:
         return False
-    return not source.derived or bool(source.system)
+    return not source.derived or bool(source.system) or (bool(source.raws) and not source.exact)
 
 
 def _expand_all(work: Work, star: Star, scope: Scope, merges: bool) -> None:
@@ -179,7 +179,7 @@ def _expand_all(work: Work, star: Star, scope: Scope, merges: bool) -> None:
     if merges or None in names or len(set(names)) != len(names):
         for source in tables:
             if source.role is Role.FROM:
-                source.derive = True
+                source.derive = source.exact = True
         if any(_in_place(source) for source in tables):
             raise Refused(
                 Reason.REFUSED_CONSTRUCT,
@@ -218,7 +218,8 @@ def _expand_one(work: Work, star: Star, source: Source) -> None:
             work.replace(star.location, tokens.starts[first + 2 * (star.parts - 2)], "", "strip_schema")
         return
     qualifier = work.slice(star.location, tokens.ends[last - 2])
-    if source.derived and source.name is not None:
+    moved = source.rule is not None and source.rule.relation is not None and star.parts > 2
+    if (source.derived or moved) and source.name is not None:
         qualifier = ident(source.name)
     work.replace(star.location, tokens.ends[last], _columns(source, qualifier), "expand_star")
     _tell(work, [source])

@@ -13,6 +13,7 @@ from typing import Any
 from proxy.rewrite.copy import copy
 from proxy.rewrite.merge import merge
 from proxy.rewrite.reasons import Reason
+from proxy.rewrite.relations import retarget
 from proxy.rewrite.resolve import Scope
 from proxy.rewrite.rules import Rule
 from proxy.rewrite.work import Handler, Refused, Work
@@ -44,6 +45,9 @@ _NAMELESS = frozenset(
     {"ClusterStmt", "CommentStmt", "GrantStmt", "LockStmt", "ReindexStmt", "TruncateStmt", "VacuumStmt"}
 )
 """Statements that name a table without its columns, except in the fields that ``_columns_named`` finds."""
+
+_RETARGETED = frozenset({"LockStmt", "ReindexStmt", "TruncateStmt", "VacuumStmt"})
+"""Those of them that are about its rows, and so about the relation that holds them."""
 
 
 def tables_named(kind: str, node: Mapping[str, Any]) -> Iterator[tuple[str | None, str]]:
@@ -89,8 +93,25 @@ def other_statement(work: Work, kind: str, node: Node, named: Mapping[str, Rule]
             _refuse_ddl(kind, node, rule)
         if rule.translated and not _translates_as_it_is(kind, node, rule):
             raise _untranslated(rule, "this statement")
+    _retarget(work, node)
     if kind == "ViewStmt":
         work.visit(node.get("query", {}), Scope())
+
+
+def _retarget(work: Work, value: Any) -> None:
+    """Name the relations that hold the rows of the tables that a statement is about."""
+    if isinstance(value, dict):
+        for key, child in value.items():
+            relation = child if key in ("RangeVar", "relation") and isinstance(child, dict) else {}
+            if "relname" in relation:
+                rule = work.rule_of(relation)
+                if rule is not None:
+                    retarget(work, relation, rule, alias=False)
+            else:
+                _retarget(work, child)
+    elif isinstance(value, list):
+        for child in value:
+            _retarget(work, child)
 
 
 def _refuse_ddl(kind: str, node: Node, rule: Rule) -> None:
@@ -122,6 +143,8 @@ def _copies(node: Node) -> bool:
 
 
 def _translates_as_it_is(kind: str, node: Node, rule: Rule) -> bool:
+    if rule.relation is not None and kind not in _RETARGETED:
+        return False
     if kind in ("CreateStmt", "AlterTableStmt"):  # a foreign key to the table, or a partition of it
         return all(rule.by_name.get(name) == name for name in _referenced(node))
     return kind in _NAMELESS and not _columns_named(node)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from proxy.rewrite.plan import Edit, Refusal
 from proxy.rewrite.reasons import Reason
-from proxy.rewrite.rules import Catalog, Rule
+from proxy.rewrite.rules import INTERNAL_PREFIX, Catalog, Rule
 from proxy.sql.parse import Node
 from proxy.sql.splice import ordered, render
 from proxy.sql.tokens import Tokens
@@ -74,7 +74,11 @@ class Work:
         """False inside PREPARE, whose parameters have no types that two uses could share."""
         self.named: dict[str, Rule] = {}
         """The tables with rules that the statement in hand names."""
+        self.compares = False
+        """Whether one of them has a virtual column that another may stand for in comparisons."""
         self.edits: list[Edit] = []
+        self.twin_edits: list[Edit] = []
+        """What makes of the client's text one over tables of its version's shape."""
         self.outputs: dict[int, tuple[str, ...] | None] = {}
         """The output columns of the SELECTs walked so far, by the identity of their nodes; None where not known."""
         self.reasons: list[Reason] = []
@@ -83,6 +87,7 @@ class Work:
         self.guarded = False
         self._handlers = handlers
         self._tokens: Tokens | None = None
+        self._names = 0
 
     @property
     def tokens(self) -> Tokens:
@@ -126,6 +131,21 @@ class Work:
     def insert(self, at: int, text: str, recipe: str) -> None:
         """Ask for an insertion."""
         self.edits.append(Edit(at, at, text.encode(), recipe))
+
+    def in_twin(self, start: int, end: int, text: str, recipe: str) -> None:
+        """Ask for an edit in the text over twins."""
+        self.twin_edits.append(Edit(start, end, text.encode(), recipe))
+
+    def take(self, start: int, end: int) -> str:
+        """A part of the client's text with the edits made so far, which are given up: it will stand elsewhere."""
+        text = self.rendered(start, end)
+        self.edits[:] = [edit for edit in self.edits if not (start <= edit.start and edit.end <= end)]
+        return text
+
+    def fresh(self) -> str:
+        """A name (SQL text) that nothing else in the statement has."""
+        self._names += 1
+        return f"{INTERNAL_PREFIX}raw_{self._names}"
 
     def only_in_fallback(self, start: int, end: int) -> None:
         """Give up the edits made so far within a part of the text, except in the fallback."""

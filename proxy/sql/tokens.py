@@ -12,6 +12,7 @@ from pglast.parser import scan
 
 OPEN = frozenset({"ASCII_40", "ASCII_91"})
 CLOSE = frozenset({"ASCII_41", "ASCII_93"})
+LBRACKET = "ASCII_91"
 LPAREN = "ASCII_40"
 RPAREN = "ASCII_41"
 STAR = "ASCII_42"
