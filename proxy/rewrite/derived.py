@@ -73,13 +73,13 @@ class Derived:
         self.outputs.append(text)
         self.cells[column] = text
 
-    def write(self, work: Work, added: Sequence[str]) -> None:
+    def write(self, work: Work, added: Sequence[str], recipe: str = "mirror_insert") -> None:
         """Make the edits; ``added`` are the cells for what is written besides the client's columns."""
         names = ", ".join(f"{INTERNAL_PREFIX}{at + 1}" for at in range(self.width))
-        work.insert(self.start, f"SELECT {', '.join([*self.outputs, *added])} FROM (", "mirror_insert")
+        work.insert(self.start, f"SELECT {', '.join([*self.outputs, *added])} FROM (", recipe)
         for start, end, text in self.edits:
-            work.replace(start, end, text, "mirror_insert")
-        work.insert(self.end, f"{' OFFSET 0' if self.fence else ''}) AS {ROWS}({names})", "mirror_insert")
+            work.replace(start, end, text, recipe)
+        work.insert(self.end, f"{' OFFSET 0' if self.fence else ''}) AS {ROWS}({names})", recipe)
 
 
 def from_query(

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from proxy.rewrite.assign import assignments, mirror_set, set_name
+from proxy.rewrite.assign import assignments, set_name
 from proxy.rewrite.derived import ROWS, Derived, from_query, from_rows, query_end
+from proxy.rewrite.insertion import Insertion
 from proxy.rewrite.mirror import inserted_columns, inserted_mark, inserted_values
 from proxy.rewrite.modify import returning
 from proxy.rewrite.reasons import Reason
 from proxy.rewrite.relations import dml_target, is_star, with_clause
-from proxy.rewrite.resolve import Role, Scope, Source
+from proxy.rewrite.resolve import Role, Scope, Source, no_arbiter
 from proxy.rewrite.rules import Rule
+from proxy.rewrite.virtual_insert import VirtualInsertion
+from proxy.rewrite.virtual_set import carry
 from proxy.rewrite.work import FALLBACK, Refused, Unmirrorable, Work
 from proxy.sql.parse import Node
 from proxy.sql.quote import ident, idents
@@ -28,37 +31,23 @@ def insert(work: Work, node: Node, outer: Scope) -> None:
     target = dml_target(work, node["relation"])
     work.visit(node.get("selectStmt", {}), ctes)
     if target.rule is not None:
-        _Insert(work, node, target, target.rule).rewrite()
+        (VirtualInsertion if target.rule.virtuals else _Insert)(work, node, target, target.rule).rewrite()
     scope = Scope(ctes)
     scope.sources = [target]
     _on_conflict(work, node.get("onConflictClause"), target, ctes)
     returning(work, node, scope, target, None)
 
 
-class _Insert:
+class _Insert(Insertion):
     """The part of an INSERT before ON CONFLICT, into a table with a rule."""
 
     def __init__(self, work: Work, node: Node, target: Source, rule: Rule) -> None:
-        self.work = work
-        self.node = node
-        self.target = target
-        self.rule = rule
-        tokens = work.tokens
-        at = tokens.dotted_end(tokens.at(node["relation"].get("location", 0)))
-        if "alias" in node["relation"]:
-            at += 2 if tokens.name(at + 1) == "AS" else 1
-        self.target_end = at
-        """The index of the last token of the table's name and alias."""
-        self.query: Node | None = node.get("selectStmt", {}).get("SelectStmt")
+        super().__init__(work, node, target, rule)
         self.mark_recipe = "mirror_insert" if rule.side == "old" else "mark_insert"
         """An old speaker's mark belongs to the mirrors; a new one's stays, or the guard would not know whose it is."""
-        self.rows: list[list[Node]] = [
-            row["List"]["items"] for row in (self.query or {}).get("valuesLists", ())
-        ]
-        self.width = self._width()
 
     def rewrite(self) -> None:
-        columns = self._columns()
+        columns = self.columns()
         added, mark, per_row = [], None, None
         try:
             per_row = self._mirrored(columns)
@@ -81,30 +70,6 @@ class _Insert:
         else:
             self._append_marks(self.mark_recipe)
 
-    def _width(self) -> int | None:
-        """How many columns the rows have, if that is known."""
-        if self.rows:
-            return None if any(map(is_star, self.rows[0])) else len(self.rows[0])
-        names = None if self.query is None else self.work.outputs.get(id(self.query))
-        return None if names is None else len(names)
-
-    def _columns(self) -> list[str]:
-        """The physical columns that the statement gives, named or not."""
-        if "cols" in self.node:
-            return [
-                set_name(
-                    self.work,
-                    self.target,
-                    column["ResTarget"]["name"],
-                    column["ResTarget"].get("location", 0),
-                )
-                for column in self.node["cols"]
-            ]
-        if self.query is None:
-            return []
-        physical = [column.column for column in self.rule.columns]
-        return physical if self.width is None else physical[: self.width]
-
     def _mirrored(self, columns: list[str]) -> list[tuple[list[str], str]] | None:
         """Per row, the cells to append and the mark; None where nothing is to be mirrored inline."""
         rule, work = self.rule, self.work
@@ -122,7 +87,7 @@ class _Insert:
             return [self._row({})]
         if any(is_star(cell) for row in self.rows for cell in row):
             raise Unmirrorable(Reason.GUARD_OTHER, "A row of VALUES is spread from a composite value.")
-        self._find_rows()
+        self.find_rows()
         wanted = [(at, name) for at, name in enumerate(columns) if name in rule.sources]
         return [self._row(self._cells(row, wanted, at)) for at, row in enumerate(self.rows)]
 
@@ -130,7 +95,7 @@ class _Insert:
         """Write the derived form, or raise why this statement must be left to the guard."""
         rule, work, node = self.rule, self.work, self.node
         if why.reason is Reason.GUARD_INSERT_SELECT:
-            derived = from_query(work, rule, node, columns, self.width, self._query_start())
+            derived = from_query(work, rule, node, columns, self.width, self.query_start())
         elif why.reason is Reason.GUARD_VOLATILE_EXPRESSION:
             try:
                 derived = self._derived_rows(columns)
@@ -159,7 +124,7 @@ class _Insert:
 
     def _derived_rows(self, columns: list[str]) -> Derived:
         tokens = self.work.tokens
-        start = tokens.starts[self._values_keyword()]
+        start = tokens.starts[self.values_keyword()]
         end = self.spans[-1][1] + 1  # the closing bracket has one byte
         return from_rows(
             self.work, self.rule, self.node, columns, [cells for cells, _ in self.spans], start, end
@@ -174,47 +139,8 @@ class _Insert:
         self.work.only_in_fallback(start, end)
         self.work.replace(start, end, f" ({idents(tuple(names))})", "mirror_insert")
 
-    def _query_start(self) -> int:
-        """The index of the first token after the column list, and after OVERRIDING ... VALUE."""
-        tokens = self.work.tokens
-        at = self.target_end + 1
-        if "cols" in self.node:
-            at = tokens.close_of(at) + 1
-        return at + 3 if tokens.name(at) == "OVERRIDING" else at
-
     def _row(self, cells: dict[str, str | None]) -> tuple[list[str], str]:
         return inserted_values(self.rule, cells), inserted_mark(self.rule, cells)
-
-    def _find_rows(self) -> None:
-        """Find the brackets of each row of VALUES, and the cells between them."""
-        tokens = self.work.tokens
-        self.spans: list[tuple[list[tuple[int, int]], int]] = []
-        at = self._values_keyword()
-        for row in self.rows:
-            at += 1
-            if tokens.name(at) != LPAREN:
-                raise LookupError("a row of VALUES has no brackets")
-            close = tokens.close_of(at)
-            cells = []
-            first = at + 1
-            while first <= close:
-                end = tokens.item_end(first)
-                cells.append((tokens.starts[first], tokens.ends[end - 1]))
-                first = end + 1
-            if len(cells) != len(row):
-                raise LookupError("the cells of a row of VALUES were not found")
-            self.spans.append((cells, tokens.starts[close]))
-            at = close + 1
-
-    def _values_keyword(self) -> int:
-        tokens = self.work.tokens
-        at = self._query_start()
-        assert self.query is not None
-        if "withClause" in self.query:
-            outermost = tokens.find("VALUES", at)
-            if outermost >= 0:
-                return outermost
-        return tokens.names.index("VALUES", at)
 
     def _cells(self, row: list[Node], wanted: list[tuple[int, str]], index: int) -> dict[str, str | None]:
         cells: dict[str, str | None] = {}
@@ -274,7 +200,7 @@ class _Insert:
         if self.query is None:
             self._default_values([], [], "3::int2")
         elif self.rows:
-            self._find_rows()
+            self.find_rows()
             for _, close in self.spans:
                 self.work.insert(close, ", 3::int2", recipe)
         else:
@@ -307,7 +233,7 @@ class _Insert:
         items = [leaf["targetList"][-1]["ResTarget"] if "targetList" in leaf else {} for leaf in leaves]
         lasts = [item.get("location", 0) if item else -1 for item in items]
         if min(lasts) < 0:
-            first = self._query_start()
+            first = self.query_start()
             end = tokens.ends[query_end(work, self.node, first) - 1]
             work.insert(tokens.starts[first], "SELECT *, 3::int2 FROM (", recipe)
             work.insert(end, f") AS {ROWS}", recipe)
@@ -349,7 +275,7 @@ def _on_conflict(work: Work, clause: Node | None, target: Source, ctes: Scope) -
     assigned = assignments(work, clause["targetList"], target, scope)
     work.visit(clause.get("whereClause", {}), scope)
     if rule is not None:
-        mirror_set(work, rule, ident(target.name or ""), assigned)
+        carry(work, rule, ident(target.name or ""), assigned)
 
 
 def _conflict_columns(work: Work, clause: Node, infer: Node, target: Source) -> None:
@@ -361,6 +287,11 @@ def _conflict_columns(work: Work, clause: Node, infer: Node, target: Source) -> 
     at += 1
     for element in infer.get("indexElems", ()):
         name = element["IndexElem"].get("name")
-        if name is not None:
+        virtual = None if name is None or target.rule is None else target.rule.virtual(name)
+        if virtual is not None:
+            if virtual.raw is None:
+                raise no_arbiter(target, virtual)
+            work.replace(tokens.starts[at], tokens.ends[at], ident(virtual.raw), "translate")
+        elif name is not None:
             set_name(work, target, name, tokens.starts[at])
         at = tokens.item_end(at) + 1

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from proxy.rewrite.assign import assignments, mirror_set
+from proxy.rewrite.assign import assignments
 from proxy.rewrite.relations import FromList, dml_target, with_clause
 from proxy.rewrite.resolve import Role, Scope, Source
 from proxy.rewrite.select import expand_stars, target_list
+from proxy.rewrite.virtual_set import carry
 from proxy.rewrite.work import Work
 from proxy.sql.parse import Node
 from proxy.sql.quote import ident
@@ -23,7 +24,7 @@ def update(work: Work, node: Node, outer: Scope) -> None:
     returning(work, node, scope, target, level)
     level.finish()
     if target.rule is not None:
-        mirror_set(work, target.rule, ident(target.name or ""), assigned)
+        carry(work, target.rule, ident(target.name or ""), assigned)
 
 
 def delete(work: Work, node: Node, outer: Scope) -> None:

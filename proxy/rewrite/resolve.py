@@ -194,7 +194,7 @@ def whole_row(work: Work, source: Source, location: int, parts: int = 1) -> None
     """A reference to a row as one value: it must have the version's fields only."""
     rule = source.rule
     assert rule is not None
-    if source.role is Role.FROM and (rule.translated or not source.grouped):
+    if source.role is Role.FROM and (rule.translated or not source.grouped) and not source.restricted:
         source.derive = source.exact = True
         source.used.update(source.columns or ())
         if parts > 2:
@@ -205,7 +205,12 @@ def whole_row(work: Work, source: Source, location: int, parts: int = 1) -> None
     last = tokens.dotted_end(first)
     qualifier_end = tokens.ends[first + 2 * max(parts - 2, 0)]
     qualifier = work.slice(tokens.starts[first + 2 * max(parts - 2, 0)], qualifier_end)
-    work.replace(location, tokens.ends[last], rule.whole_row(qualifier), "whole_row")
+    row = rule.whole_row(qualifier)
+    if source.derived:  # but grouped by its columns, not by the row
+        source.used.update(source.columns or ())
+        columns = ", ".join(f"{qualifier}.{ident(name)}" for name in source.columns or ())
+        row = f"(SELECT {qualifier} FROM (SELECT {columns}) AS {qualifier})"
+    work.replace(location, tokens.ends[last], row, "whole_row")
     work.tell(
         Reason.EXPAND_STAR,
         f"A whole row of {rule.model.qualified} is put together from its version's columns.",

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from orders import CLOSED, FROZEN, ORDERS
+from virtuals import AFTER_FLIP, BEFORE_FLIP
+from virtuals import ORDERS as CONTRACTED
 
 from proxy.rewrite.model import TableModel
 from proxy.rewrite.plan import Kind
@@ -19,6 +23,10 @@ PLANNERS = [
     Planner([CLOSED], "new"),
     Planner([ORDERS], "new", dual_write=False),
     Planner([], "old"),
+    Planner([CONTRACTED], "old"),
+    Planner([CONTRACTED], "new"),
+    Planner([replace(BEFORE_FLIP, name="orders")], "new"),
+    Planner([replace(AFTER_FLIP, name="orders"), replace(CONTRACTED, name="items")], "old"),
 ]
 
 NAMES = st.sampled_from(
@@ -31,6 +39,8 @@ NAMES = st.sampled_from(
         '"Paid?"',
         "paid",
         "größe",
+        "place",
+        "code",
         "ctid",
         "_dualwire_mark",
         "x",
@@ -201,6 +211,8 @@ def check(text: bytes) -> None:
         assert plan.reason != "internal_error", plan.explanations
         if plan.refusal is not None:
             continue
+        if plan.twin is not None and failure is None:
+            assert parse(plan.twin).failure is None, plan.twin.decode()
         if not plan.edits:
             assert plan.text is text
         elif failure is None:

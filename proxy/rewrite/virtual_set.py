@@ -1,0 +1,275 @@
+"""SET lists, of UPDATE and of ON CONFLICT DO UPDATE alike, that assign to virtual columns.
+
+Those assignments leave the list, and what follows from them is appended. Where an expression would stand twice that
+must not, it becomes a column of a sub-select that is correlated to the target's row, so that it is evaluated once for
+each row; so does what the client selects for several columns at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from proxy.rewrite.assign import Assignment, mirror_set
+from proxy.rewrite.derived import CAST_TYPES
+from proxy.rewrite.reasons import Reason
+from proxy.rewrite.relations import is_star
+from proxy.rewrite.rules import INTERNAL_PREFIX, Rule
+from proxy.rewrite.virtual import (
+    check,
+    crossed,
+    cut,
+    default_of,
+    lost,
+    raw_of,
+    refused,
+    server_default,
+    typed,
+    uses,
+)
+from proxy.rewrite.work import Work
+from proxy.sql.parse import Node
+from proxy.sql.quote import ident
+from proxy.sql.repeatable import repeatable
+from proxy.sql.tokens import EQUALS, LPAREN
+
+RECIPE = "virtual_write"
+ASSIGNED = f"{INTERNAL_PREFIX}set"
+"""The sub-select's derived table."""
+
+
+def carry(work: Work, rule: Rule, qualifier: str, assigned: list[Assignment]) -> None:
+    """Append to a SET list what follows from it; ``qualifier`` is the target's name, as SQL text."""
+    if rule.virtuals:
+        _SetList(work, rule, qualifier, assigned).rewrite()
+    else:
+        mirror_set(work, rule, qualifier, assigned)
+
+
+@dataclass(slots=True)
+class _Value:
+    """What one column is set to."""
+
+    key: str
+    text: str
+    """SQL text; empty for a column of a sub-select."""
+    default: bool
+    """DEFAULT; ``text`` is what it stands for, if the server does not compute it."""
+    repeats: bool
+    """Whether it may be written down several times."""
+
+
+@dataclass(slots=True)
+class _Item:
+    """One item of the list: a column, or several in brackets."""
+
+    start: int
+    end: int
+    columns: list[Assignment]
+    select: tuple[int, int] | None = None
+    """The sub-select that gives them all, without its brackets."""
+
+    @property
+    def keys(self) -> list[str]:
+        return [column.column for column in self.columns]
+
+
+class _SetList:
+    def __init__(self, work: Work, rule: Rule, qualifier: str, assigned: list[Assignment]) -> None:
+        self.work = work
+        self.rule = rule
+        self.qualifier = qualifier
+        self.assigned = assigned
+
+    def _relevant(self, key: str) -> bool:
+        return key in self.rule.virtuals or key in self.rule.sources
+
+    def rewrite(self) -> None:
+        rule, work = self.rule, self.work
+        if not any(self._relevant(item.column) for item in self.assigned):
+            return
+        self._check()
+        items = self._items()
+        values: list[_Value] = []
+        selects: list[_Item] = []
+        removed: list[int] = []
+        moved: list[_Value] = []
+        for at, item in enumerate(items):
+            if not any(self._relevant(column.column) for column in item.columns):
+                continue
+            if item.select is not None:
+                removed.append(at)
+                selects.append(item)
+                continue
+            found = self._values(item)
+            values += [value for value in found if self._relevant(value.key)]
+            if len(found) > 1 or found[0].key in rule.virtuals:
+                removed.append(at)
+                moved += [value for value in found if self._physical(value.key)]
+        if selects or not all(value.repeats or self._once(value) for value in values):
+            # What follows from physical columns too must find them in the sub-select.
+            removed = [at for at, item in enumerate(items) if any(map(self._relevant, item.keys))]
+            apart = [value for value in moved if not self._relevant(value.key)]
+            apart += [value for value in values if self._physical(value.key) and not value.text]
+            new = list(map(self._assign, apart))
+            new += self._inline([value for value in values if not value.text])
+            new.append(self._correlated([value for value in values if value.text], selects))
+        else:
+            new = [*map(self._assign, moved), *self._inline(values)]
+        kept = cut(work, [(item.start, item.end) for item in items], removed, RECIPE)
+        if not kept and not new:
+            raise refused(rule, "Nothing that is assigned has a place in the table.")
+        if new:
+            work.insert(items[-1].end, ", " * kept + ", ".join(new), RECIPE)
+        work.tell(
+            Reason.VIRTUAL_WRITE,
+            f"Values for columns that only this version of {rule.model.qualified} has become values of the table's.",
+        )
+
+    def _physical(self, key: str) -> bool:
+        return key not in self.rule.virtuals
+
+    def _assign(self, value: _Value) -> str:
+        """An assignment of its own, for a column that stood in brackets with others."""
+        return f"{ident(value.key)} = {'DEFAULT' if value.default else value.text}"
+
+    def _check(self) -> None:
+        rule = self.rule
+        keys = [item.column for item in self.assigned]
+        check(rule, keys)
+        for item in self.assigned:
+            if item.partial and self._relevant(item.column):
+                raise refused(rule, "Only a part of a column is assigned.")
+            if keys.count(item.column) > 1:
+                raise refused(rule, "A column is assigned more than once.")
+
+    def _once(self, value: _Value) -> bool:
+        """Whether the value is written down once only where it stands."""
+        mirrors = [mirror for mirror in self.rule.mirrors if value.key in mirror.sources]
+        if self._physical(value.key):
+            return not mirrors
+        return len(mirrors) < 2 and all(raw_of(self.rule, mirror) is not None for mirror in mirrors)
+
+    def _items(self) -> list[_Item]:
+        """The items of the list, with the places where they stand."""
+        tokens = self.work.tokens
+        items: list[_Item] = []
+        for column in self.assigned:
+            several = column.node.get("MultiAssignRef")
+            if several is not None and several.get("colno", 1) > 1:
+                items[-1].columns.append(column)
+                continue
+            first = tokens.at(column.start)
+            at = tokens.after(EQUALS, first if several is None else tokens.close_of(first - 1) + 1)
+            end = tokens.ends[tokens.item_end(at) - 1]
+            select = None
+            if several is not None:
+                first -= 1
+                if "SubLink" in several["source"]:
+                    select = (tokens.ends[at], tokens.starts[tokens.close_of(at)])
+            items.append(_Item(tokens.starts[first], end, [column], select))
+        return items
+
+    def _values(self, item: _Item) -> list[_Value]:
+        """What the columns of an item are set to."""
+        tokens = self.work.tokens
+        first = tokens.at(item.columns[0].start)
+        several = item.columns[0].node.get("MultiAssignRef")
+        if several is None:
+            first = tokens.after(EQUALS, first)
+            spans = [(tokens.starts[first], item.end)]
+            nodes = [item.columns[0].node]
+        else:
+            nodes = several["source"].get("RowExpr", {}).get("args", [])
+            if len(nodes) != len(item.columns) or any(map(is_star, nodes)):
+                raise refused(self.rule, "Several columns are assigned together.")
+            first = tokens.after(EQUALS, tokens.close_of(first - 1) + 1)
+            first = tokens.names.index(LPAREN, first) + 1
+            spans = []
+            for _ in nodes:
+                end = tokens.item_end(first)
+                spans.append((tokens.starts[first], tokens.ends[end - 1]))
+                first = end + 1
+        return [
+            self._value(column.column, node, *span)
+            for column, node, span in zip(item.columns, nodes, spans, strict=True)
+        ]
+
+    def _value(self, key: str, node: Node, start: int, end: int) -> _Value:
+        rule = self.rule
+        default = "SetToDefault" in node
+        if key in rule.virtuals and not uses(rule, key) and not default:
+            raise lost(rule, key)
+        if not default:
+            return _Value(key, self.work.rendered(start, end), False, repeatable(node, end - start))
+        if not self._relevant(key) or not uses(rule, key) or self._own_default(key):
+            return _Value(key, "", True, True)
+        return _Value(key, default_of(rule, key), True, not server_default(rule, key))
+
+    def _own_default(self, key: str) -> bool:
+        """Whether the default of a physical column serves for this one's."""
+        return (
+            not self._physical(key)
+            and server_default(self.rule, key)
+            and all(mirror.sources == (key,) for mirror in self.rule.mirrors if key in mirror.sources)
+        )
+
+    def _inline(self, values: Sequence[_Value]) -> list[str]:
+        rule = self.rule
+        texts = {value.key: typed(rule, value.key, value.text) for value in values if value.text}
+        own = {value.key for value in values if not value.text}
+        result = []
+        for mirror in rule.mirrors:
+            if not own.isdisjoint(mirror.sources):
+                result.append(f"{ident(mirror.target)} = DEFAULT")
+            elif not texts.keys().isdisjoint(mirror.sources):
+                result.append(f"{ident(mirror.target)} = {crossed(rule, self.qualifier, mirror, texts)}")
+        return result
+
+    def _correlated(self, values: Sequence[_Value], selects: Sequence[_Item]) -> str:
+        """One assignment of everything, from a sub-select that evaluates each expression of the client once."""
+        rule, work = self.rule, self.work
+        columns: dict[str, str] = {}
+        inner: list[str] = []
+        for value in values:
+            if not value.text:
+                raise refused(
+                    rule, "A default that only the server knows is assigned beside a changing expression."
+                )
+            columns[value.key] = f"{ASSIGNED}.{INTERNAL_PREFIX}{len(inner) + 1}"
+            inner.append(self._nested(value))
+        aliases = ", ".join(f"{INTERNAL_PREFIX}{at + 1}" for at in range(len(inner) or 1))
+        once = f"SELECT {', '.join(inner) or 'NULL'} WHERE {self.qualifier}.ctid IS NOT NULL"
+        source = f"({once}) AS {ASSIGNED}({aliases})"
+        for number, item in enumerate(selects):
+            assert item.select is not None
+            name = f"{ASSIGNED}_{number + 1}"
+            names = [f"{INTERNAL_PREFIX}{at + 1}" for at in range(len(item.columns))]
+            for column, output in zip(item.columns, names, strict=True):
+                if column.column in rule.virtuals and not uses(rule, column.column):
+                    raise lost(rule, column.column)
+                columns[column.column] = f"{name}.{output}"
+            query = work.rendered(*item.select)
+            source += f" LEFT JOIN LATERAL ({query}) AS {name}({', '.join(names)}) ON true"
+        exact = {value.key for value in values if not self._physical(value.key)}
+        texts = {
+            key: text if key in exact else typed(rule, key, text)
+            for key, text in columns.items()
+            if self._relevant(key)
+        }
+        targets = [key for key in columns if self._physical(key)]
+        outputs = [columns[key] for key in targets]
+        for mirror in rule.mirrors:
+            if not texts.keys().isdisjoint(mirror.sources):
+                targets.append(mirror.target)
+                outputs.append(crossed(rule, self.qualifier, mirror, texts))
+        return f"({', '.join(map(ident, targets))}) = (SELECT {', '.join(outputs)} FROM {source})"
+
+    def _nested(self, value: _Value) -> str:
+        rule = self.rule
+        if not self._physical(value.key):
+            return typed(rule, value.key, value.text)
+        column = rule.column(value.key)
+        if column.type.removesuffix("[]") not in CAST_TYPES:
+            raise refused(rule, f'What is assigned to column "{value.key}" cannot be cast in advance.')
+        return f"CAST({value.text} AS {column.type})"  # the assignment itself minds the modifier
