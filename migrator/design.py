@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from migrator.analysis import Compiled
 from migrator.expressions import render
+from migrator.replace.design import ReplaceDesign
 from migrator.sqltext import MARK, ident, literal, names, qualified
 from proxy.rewrite.model import Guard
 
@@ -288,6 +289,7 @@ class Design(Value):
     sql: list[SqlDesign]
     compat: bool = False
     """Clients of the old version are served after closed too, unless ``complete`` says otherwise."""
+    replaces: list[ReplaceDesign] = []
     prelude: list[str]
     """Objects of the migration itself, before any table's: the repair counter."""
     epilogue: list[str]
@@ -298,6 +300,11 @@ class Design(Value):
     def mirrored(self) -> list[TableDesign]:
         """Tables whose rows must be right in both shapes."""
         return [t for t in self.tables if t.mark]
+
+    @property
+    def existing(self) -> list[TableDesign | ReplaceDesign]:
+        """All tables that were there before."""
+        return [*self.tables, *self.replaces]
 
     @property
     def repairs(self) -> str:

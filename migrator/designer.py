@@ -33,6 +33,8 @@ from migrator.expressions import Expression, parse_expression
 from migrator.indexes import index_designs
 from migrator.lint import judge_sql, judge_table
 from migrator.models import logical_order
+from migrator.replace.builder import build as build_replaced
+from migrator.replace.lint import judge as judge_replaced
 from migrator.spec import Migration
 from migrator.sqltext import cut, new_column_name
 from migrator.usertriggers import overruling
@@ -92,6 +94,16 @@ async def build(
     ]
     sql = [SqlDesign(up=s.up, down=s.down, on_complete=s.on_complete) for s in draft.sql]
     findings += judge_sql(draft)
+    replaces = []
+    for number, replaced in enumerate(draft.replaced, start=1):
+        table = catalog[replaced.name]
+        order = [p for _, p in logical_order(table, orders.get(table.oid))]
+        made, plan, new = await build_replaced(
+            conn, replaced, table, order, migration=id, number=number, may_suppress=suppress
+        )
+        version = int(await conn.fetchval("SELECT current_setting('server_version_num')::int"))
+        findings += judge_replaced(made, plan, new, suppress, version)
+        replaces.append(made)
     mirrored = any(t.mark for t in tables)
     sequence = f"dualwire.guard_repairs_{id}"
     return Design(
@@ -102,6 +114,7 @@ async def build(
         tables=tables,
         creates=creates,
         sql=sql,
+        replaces=replaces,
         prelude=[f"CREATE SEQUENCE IF NOT EXISTS {sequence}"] if mirrored else [],
         epilogue=[f"DROP SEQUENCE IF EXISTS {sequence}"] if mirrored else [],
         findings=findings,

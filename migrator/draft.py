@@ -106,6 +106,16 @@ class SqlDraft:
 
 
 @dataclass(slots=True)
+class ReplaceDraft:
+    """A ``replace_table`` operation."""
+
+    index: int
+    name: str
+    spec: Any
+    """The operation as the file has it (``migrator.operations.replace_table.ReplaceTable``)."""
+
+
+@dataclass(slots=True)
 class Draft:
     """All tables that a migration touches."""
 
@@ -114,6 +124,7 @@ class Draft:
     tables: dict[str, TableDraft] = field(default_factory=dict)
     created: list[CreateDraft] = field(default_factory=list)
     sql: list[SqlDraft] = field(default_factory=list)
+    replaced: list[ReplaceDraft] = field(default_factory=list)
     notes: list[dict[str, Any]] = field(default_factory=list)
 
     def table(self, name: str, where: str) -> TableDraft:

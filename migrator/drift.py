@@ -20,22 +20,30 @@ Catalogs = Mapping[int, CatalogTable]
 
 async def look(conn: asyncpg.Connection, design: Design) -> Catalogs:
     """The migrated tables' catalog by OID; a table that is gone is left out."""
-    return {
+    catalogs = {
         table.oid: await read_table(conn, table.oid, brief=True)
-        for table in design.tables
+        for table in design.existing
         if await find_table(conn, table.schema_name, table.name) == table.oid
     }
+    for replaced in design.replaces:
+        oid = await find_table(conn, replaced.schema_name, replaced.temporary)
+        if oid is not None:
+            catalogs[oid] = await read_table(conn, oid, brief=True)
+    return catalogs
 
 
 def snapshot(catalogs: Catalogs, design: Design) -> dict[str, Any]:
     """What matters of the migrated tables."""
     result: dict[str, Any] = {}
-    for table in design.tables:
-        catalog = catalogs.get(table.oid)
+    watched = [(t.label, catalogs.get(t.oid)) for t in design.existing]
+    for replaced in design.replaces:
+        label = f"{replaced.schema_name}.{replaced.temporary}"
+        watched.append((label, next((c for c in catalogs.values() if c.qualified == label), None)))
+    for label, catalog in watched:
         if catalog is None:
-            result[table.label] = None
+            result[label] = None
             continue
-        result[table.label] = {
+        result[label] = {
             "columns": {
                 c.name: [c.type_full, c.not_null, c.default, c.identity, c.generated, c.collation]
                 for c in catalog.columns

@@ -42,8 +42,9 @@ async def with_tables_locked(
     before: Callable[[asyncpg.Connection], Awaitable[None]] | None = None,
     drain: bool = True,
     attempts: int | None = None,
+    mode: str = "ACCESS EXCLUSIVE",
 ) -> T:
-    """Run a step in one transaction with ACCESS EXCLUSIVE locks, taken in OID order.
+    """Run a step in one transaction with locks on tables, taken in OID order.
 
     Args:
         tables: (oid, schema, name).
@@ -64,7 +65,7 @@ async def with_tables_locked(
                 if before is not None:
                     await before(conn)
                 for _, schema, name in ordered:
-                    await conn.execute(f"LOCK TABLE ONLY {qualified(schema, name)} IN ACCESS EXCLUSIVE MODE")
+                    await conn.execute(f"LOCK TABLE ONLY {qualified(schema, name)} IN {mode} MODE")
                 return await run(conn)
         except (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError):
             blockers = await blocking(session.conn, [t[0] for t in ordered])

@@ -87,6 +87,11 @@ def _labels(table: TableDesign) -> tuple[tuple[str, str], ...]:
     return (*((index.name, index.final) for index in table.indexes), *constraints)
 
 
+def bare(table: CatalogTable, old: Order, new: Order) -> TableModel:
+    """Both versions' columns without any mirror."""
+    return _model(table, old, new)
+
+
 def frozen(table: TableDesign, catalog: CatalogTable) -> TableModel:
     """The old version's columns and nothing else: before expand, and while a rollback is under way."""
     return _model(catalog, table.old, table.old)

@@ -9,6 +9,7 @@ from migrator.database import PROBE, connect
 from migrator.design import Design, Finding, TableDesign
 from migrator.errors import NotObtained, Refused
 from migrator.lint import error, warning
+from migrator.replace.design import ReplaceDesign
 
 MINIMUM_VERSION = 150000
 
@@ -52,7 +53,7 @@ async def judge_server(conn: asyncpg.Connection, design: Design) -> list[Finding
         findings.append(
             warning("prepared_transactions", f"{prepared} prepared transactions may hold locks for long")
         )
-    for table in design.tables:
+    for table in design.existing:
         owner = await conn.fetchrow(
             "SELECT pg_get_userbyid(relowner) AS owner, pg_has_role(relowner, 'USAGE') AS may FROM pg_class"
             " WHERE oid = $1",
@@ -80,7 +81,7 @@ _FUNCTION_WRITES = {
 }
 
 
-async def _text_functions(conn: asyncpg.Connection, table: TableDesign) -> list[Finding]:
+async def _text_functions(conn: asyncpg.Connection, table: TableDesign | ReplaceDesign) -> list[Finding]:
     """Functions whose text names the table: PostgreSQL does not know what they depend on."""
     rows = await conn.fetch(
         "SELECT p.oid::regprocedure::text AS name FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace"

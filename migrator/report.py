@@ -9,6 +9,8 @@ from migrator.phases.backfill import update_statement
 from migrator.phases.expand import forward_of
 from migrator.phases.rollback import backward_of
 from migrator.progress import duration
+from migrator.replace.steps import touch_statement
+from migrator.replace.swap import forward_of as replaced_swap
 
 ROWS_PER_SECOND = 60_000
 """A rough figure for one mirrored column on ordinary hardware; only for the estimate."""
@@ -16,8 +18,8 @@ ROWS_PER_SECOND = 60_000
 
 def document(design: Design) -> dict[str, Any]:
     """The plan as one JSON document."""
-    rows = sum(t.rows for t in design.mirrored)
-    size = sum(t.bytes for t in design.mirrored)
+    rows = sum(t.rows for t in design.mirrored) + sum(t.rows for t in design.replaces)
+    size = sum(t.bytes for t in design.mirrored) + sum(t.bytes for t in design.replaces)
     return {
         "migration": design.migration,
         "parent": design.parent,
@@ -61,7 +63,11 @@ def phases(design: Design) -> list[dict[str, Any]]:
     """Every phase with what it does and undoes."""
     expand = forward_of(design)
     batches = [update_statement(t, "<key range>") for t in design.mirrored]
+    batches += [touch_statement(r, "<key range>") for r in design.replaces]
     builds = [i.create for t in design.tables for i in t.indexes]
+    builds += [s for r in design.replaces for s in (*(i.sql for i in r.indexes), *r.keys, *r.validate_keys)]
+    over = [s for r in design.replaces for s in (*r.unmirror, *r.flip, *r.forward_flipped)]
+    back = [s for r in reversed(design.replaces) for s in (*r.unmirror, *r.flip_back, *r.forward)]
     validate = [s for t in design.tables for s in t.native_validate]
     arm = [s for t in design.tables for s in t.arm]
     strengthen = [s for t in design.tables for s in t.strengthen]
@@ -70,6 +76,8 @@ def phases(design: Design) -> list[dict[str, Any]]:
     relax = [s for t in design.tables for s in t.relax]
     strict = [s for t in design.tables for s in [*t.strict, *t.validate_strict]]
     swap = [s for t in design.tables for s in [*t.swap, *t.cleanup]] + design.epilogue
+    strict += [s for r in design.replaces for k in r.incoming for s in (k.create, k.validate_sql) if s]
+    swap += [s for r in design.replaces for s in replaced_swap(r)]
     after = [s.up for s in design.sql if s.on_complete]
     return [
         {"phase": "prepared", "does": "publish the frozen column lists", "forward": [], "backward": []},
@@ -86,7 +94,12 @@ def phases(design: Design) -> list[dict[str, Any]]:
             "forward": [],
             "backward": [],
         },
-        {"phase": "cutover", "does": "send auto clients to the new version", "forward": [], "backward": []},
+        {
+            "phase": "cutover",
+            "does": "send auto clients to the new version",
+            "forward": over,
+            "backward": back,
+        },
         {
             "phase": "closed",
             "does": "serve old clients without the old columns (no rollback from here on)"

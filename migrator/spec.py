@@ -162,8 +162,13 @@ def _models(annotation: Any) -> list[type[Strict]]:
 
 
 def _combinations(label: str, operations: list[dict[str, Any]]) -> None:
-    """pgroll's rule: ``sql`` stands alone unless it runs on completion."""
+    """pgroll's rule: ``sql`` stands alone unless it runs on completion. ``replace_table`` does not mix with others."""
     for index, item in enumerate(operations):
+        if "replace_table" in item and any("replace_table" not in other for other in operations):
+            raise Refused(
+                f"{label}: operations[{index}].replace_table cannot stand together with other operations",
+                hint="Put it into a migration of its own; several replace_table may stand together.",
+            )
         body = item.get("sql")
         if body is not None and not body.get("onComplete", False) and len(operations) > 1:
             raise Refused(

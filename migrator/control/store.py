@@ -169,15 +169,20 @@ async def event(
 
 
 async def problems(
-    conn: asyncpg.Connection, migration: int, limit: int = 20
+    conn: asyncpg.Connection, migration: int, limit: int = 20, direction: str | None = None
 ) -> tuple[int, list[dict[str, Any]]]:
-    """How many problems there are, and some of them."""
-    total = await conn.fetchval("SELECT count(*) FROM dualwire.problem WHERE migration = $1", migration)
+    """How many problems there are, and some of them; of one direction only where it is given."""
+    total = await conn.fetchval(
+        "SELECT count(*) FROM dualwire.problem WHERE migration = $1 AND direction = coalesce($2, direction)",
+        migration,
+        direction,
+    )
     rows = await conn.fetch(
         "SELECT table_name, key, direction, reason FROM dualwire.problem WHERE migration = $1"
-        " ORDER BY table_name, key LIMIT $2",
+        " AND direction = coalesce($3, direction) ORDER BY table_name, key LIMIT $2",
         migration,
         limit,
+        direction,
     )
     return int(total), [
         {

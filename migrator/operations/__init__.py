@@ -11,6 +11,7 @@ from migrator.operations.common import Strict
 from migrator.operations.create_table import CreateTable
 from migrator.operations.drop_column import DropColumn
 from migrator.operations.rename_column import RenameColumn
+from migrator.operations.replace_table import ReplaceTable
 from migrator.operations.sql import Sql
 
 
@@ -27,6 +28,7 @@ REGISTRY: dict[str, type[Strict]] = {
     "drop_column": DropColumn,
     "rename_column": RenameColumn,
     "alter_column": AlterColumn,
+    "replace_table": ReplaceTable,
     "sql": Sql,
 }
 

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Protocol
 
 import asyncpg
 
@@ -23,6 +25,7 @@ from migrator.locks import with_tables_locked
 from migrator.phases.context import Context
 from migrator.progress import duration
 from migrator.sqltext import MARK, ident, names, row
+from proxy.rewrite.model import Guard
 
 MIN_ROWS, MAX_ROWS, FIRST_ROWS = 50, 100_000, 1_000
 ROW_LOCK_TIMEOUT_MS = 400
@@ -34,7 +37,7 @@ async def run(ctx: Context) -> None:
     await ctx.wait_acks()
     await ddl_step(ctx, "arm", [s for t in ctx.design.tables for s in t.arm])
     for table in ctx.design.mirrored:
-        await _Backfill(ctx, table).run()
+        await Backfill(ctx, table, partial(update_statement, table)).run()
     await ddl_step(ctx, "strengthen", [s for t in ctx.design.tables for s in t.strengthen])
     for table in ctx.design.mirrored:
         if table.strengthen:
@@ -42,9 +45,41 @@ async def run(ctx: Context) -> None:
     for table in ctx.design.tables:
         await _indexes(ctx, table)
         await _native(ctx, table)
+    if ctx.design.replaces:
+        from migrator.replace import steps  # It backfills by the class below.
+
+        await steps.backfill(ctx)
     async with ctx.session.transaction() as conn:
         await ctx.publish(conn, lambda r: replace(r, phase="backfilled"), None, epoch=False)
         await ctx.finish_phase(conn, "backfilled")
+
+
+class KeyColumn(Protocol):
+    """A column of a primary key."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def type(self) -> str: ...
+
+
+class Keyed(Protocol):
+    """A table whose rows are gone through by key."""
+
+    @property
+    def label(self) -> str: ...
+    @property
+    def sql(self) -> str: ...
+    @property
+    def oid(self) -> int: ...
+    @property
+    def key(self) -> Sequence[KeyColumn]: ...
+    @property
+    def key_names(self) -> list[str]: ...
+    @property
+    def suppress_triggers(self) -> bool: ...
+    @property
+    def guard(self) -> Guard: ...
 
 
 async def ddl_step(ctx: Context, name: str, statements: Sequence[str]) -> None:
@@ -65,7 +100,7 @@ async def ddl_step(ctx: Context, name: str, statements: Sequence[str]) -> None:
     await ctx.reload()
 
 
-async def own_writes(conn: asyncpg.Connection, table: TableDesign, migration: int) -> None:
+async def own_writes(conn: asyncpg.Connection, table: Keyed, migration: int) -> None:
     """Settings of a transaction in which the migrator itself writes rows."""
     if table.suppress_triggers:
         await conn.execute("SET LOCAL session_replication_role = 'replica'")
@@ -111,7 +146,7 @@ def update_statement(table: TableDesign, condition: str, which: str | None = Non
     return f"UPDATE {table.sql} AS t SET {', '.join(sets)} WHERE {condition} AND {chosen}"
 
 
-def key_range(table: TableDesign, after: bool, upto: bool, prefix: str = "t.") -> str:
+def key_range(table: Keyed, after: bool, upto: bool, prefix: str = "t.") -> str:
     """A key condition; parameters are texts, first those of ``after``, then those of ``upto``."""
     key = row(table.key_names, prefix)
     parts, number = [], 1
@@ -124,7 +159,7 @@ def key_range(table: TableDesign, after: bool, upto: bool, prefix: str = "t.") -
 
 
 async def upper_key(
-    conn: asyncpg.Connection, table: TableDesign, after: list[str] | None, rows: int
+    conn: asyncpg.Connection, table: Keyed, after: list[str] | None, rows: int
 ) -> list[str] | None:
     """The key that ends a chunk of so many rows; None if fewer are left."""
     texts = ", ".join(f"t.{ident(k)}::text" for k in table.key_names)
@@ -163,16 +198,17 @@ class _Pace:
             self.rows = max(MIN_ROWS, self.rows // 2)
 
 
-class _Backfill:
-    """The backfill of one table."""
+class Backfill:
+    """The backfill of one table; ``update`` gives the statement of one batch for its key condition."""
 
-    def __init__(self, ctx: Context, table: TableDesign) -> None:
+    def __init__(self, ctx: Context, table: Keyed, update: Callable[[str], str]) -> None:
         self.ctx = ctx
         self.table = table
         options = ctx.options.backfill
         self.pace = _Pace(
             options.batch_rows or FIRST_ROWS, options.batch_rows is not None, options.target_ms / 1000
         )
+        self.update = update
         self.position: list[str] | None = None
         self.done = 0
         self.total = 0
@@ -225,7 +261,7 @@ class _Backfill:
                 upper = await upper_key(conn, self.table, self.position, self.pace.rows)
                 condition = key_range(self.table, self.position is not None, upper is not None)
                 arguments = [*(self.position or []), *(upper or [])]
-                tag = await conn.execute(update_statement(self.table, condition), *arguments)
+                tag = await conn.execute(self.update(condition), *arguments)
                 updated = int(tag.rsplit(" ", 1)[1])
                 self.scanned = self.pace.rows if upper is not None else updated
                 self.pace.note(time.monotonic() - began, self.scanned)

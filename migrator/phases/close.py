@@ -21,6 +21,7 @@ from migrator.locks import with_tables_locked
 from migrator.phases import verify
 from migrator.phases.context import Context
 from migrator.progress import duration
+from migrator.replace import steps
 
 
 async def check(ctx: Context, retention: timedelta, *, outlives: bool) -> None:
@@ -88,6 +89,7 @@ async def run(ctx: Context, *, outlives: bool) -> None:
             compat.closed_model(models.closed(t, catalogs[t.oid]), served.get(t.oid))
             for t in ctx.design.tables
         ]
+        tables += await steps.closed(ctx, conn)
         await ctx.publish(
             conn,
             lambda r: replace(
@@ -118,6 +120,7 @@ async def settle(ctx: Context) -> None:
     await _step(ctx, "strict", [s for t in ctx.design.tables for s in t.strict], lock=True)
     for table in ctx.design.tables:
         await _step(ctx, f"validate {table.label} strictly", table.validate_strict, lock=False)
+    await steps.settle(ctx)
 
 
 async def _step(ctx: Context, name: str, statements: Sequence[str], *, lock: bool) -> None:

@@ -70,7 +70,7 @@ class Context:
     @property
     def tables(self) -> list[tuple[int, str, str]]:
         """The existing tables, as ``locks`` takes them."""
-        return [(t.oid, t.schema_name, t.name) for t in self.design.tables]
+        return [(t.oid, t.schema_name, t.name) for t in self.design.existing]
 
     async def reload(self) -> None:
         """Read the migration's row again."""
@@ -92,6 +92,10 @@ class Context:
         """Record, in the step's transaction, that the phase is reached and what the catalog is now."""
         await store.set_phase(conn, self.row.id, phase)
         await drift.remember(conn, self.row.id, self.design, catalogs)
+
+    async def remember(self, conn: asyncpg.Connection) -> None:
+        """Record what the catalog is now, in the step's transaction."""
+        await drift.remember(conn, self.row.id, self.design)
 
     async def wait_acks(self, routing: Routing | None = None) -> Routing:
         """Wait until sidecars acknowledged the epoch that is published (again, after a crash)."""
@@ -115,7 +119,7 @@ class Context:
         before = await publish.current(conn)
         after = change(before)
         if tables is not None:
-            oids = {t.oid for t in self.design.tables}
+            oids = {t.oid for t in self.design.existing} | {t.oid for t in tables}
             others = await models.untouched(conn, before.tables, oids)
             after = replace(after, tables=(*others, *tables))
         return await publish.publish(conn, after, epoch=epoch)

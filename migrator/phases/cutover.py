@@ -10,6 +10,7 @@ from migrator.errors import Refused
 from migrator.phases.backfill import replica_lag
 from migrator.phases.context import Context
 from migrator.phases.verify import list_problems
+from migrator.replace import flip
 
 
 async def gate(ctx: Context) -> None:
@@ -21,7 +22,9 @@ async def gate(ctx: Context) -> None:
             hint="Run `dualwire verify` first." if phase == "backfilled" else "See `dualwire status`.",
         )
     await list_problems(ctx)
-    total, listed = await store.problems(ctx.conn, ctx.row.id)
+    # Rows that only a replaced table can hold are what a rollback would lose, no reason to stop.
+    direction = "old" if ctx.design.replaces else None
+    total, listed = await store.problems(ctx.conn, ctx.row.id, direction=direction)
     if total:
         raise Refused(
             f"{total} unresolved problems",
@@ -49,6 +52,11 @@ async def set_percent(ctx: Context, percent: int) -> None:
         await gate(ctx)
     elif ctx.row.phase not in {"verified", "cutover"}:
         raise Refused(f"there is nothing to flip back in phase {ctx.row.phase}")
+    side = await flip.needed(ctx, percent)
+    if side is not None:
+        await ctx.wait_acks(await flip.flip(ctx, side))
+        ctx.progress.settle()
+        return
     async with ctx.session.transaction() as conn:
         routing = await ctx.publish(
             conn,

@@ -13,6 +13,7 @@ from migrator.errors import from_postgres
 from migrator.locks import with_tables_locked
 from migrator.phases import withdraw
 from migrator.phases.context import Context
+from migrator.replace import steps
 from migrator.sqltext import ident
 
 
@@ -26,6 +27,8 @@ def forward_of(design: Design) -> list[str]:
     for table in design.tables:
         statements += table.expand
     statements += [s.up for s in design.sql if not s.on_complete]
+    for replaced in design.replaces:
+        statements += [*replaced.create, *replaced.attach, *replaced.functions, *replaced.forward]
     return statements
 
 
@@ -57,8 +60,10 @@ async def run(ctx: Context) -> None:
             if not operation.on_complete:
                 await conn.execute(operation.up)
         await conn.execute("SET LOCAL search_path = pg_catalog")
+        await steps.expand(ctx, conn)
         catalogs = await ctx.look(conn)
         tables = [models.mirrored(t, catalogs[t.oid]) for t in ctx.design.tables]
+        tables += await steps.both(ctx, conn, "old")
         await ctx.publish(conn, lambda r: replace(r, phase="expanded", dual_write=True), tables, epoch=True)
         await store.step_done(conn, ctx.row.id, "expand", forward_of(ctx.design))
         await ctx.finish_phase(conn, "expanded", catalogs)

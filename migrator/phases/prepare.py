@@ -11,6 +11,7 @@ from migrator import models
 from migrator.control import publish, store
 from migrator.phases import withdraw
 from migrator.phases.context import Context
+from migrator.replace import steps
 
 
 async def run(ctx: Context) -> None:
@@ -19,6 +20,7 @@ async def run(ctx: Context) -> None:
         await withdraw.refuse_while_spoken(conn, await publish.current(conn))
         catalogs = await ctx.look(conn)
         tables = [models.frozen(t, catalogs[t.oid]) for t in ctx.design.tables]
+        tables += await steps.frozen(ctx, conn)
         versions = [*await store.completed_versions(conn), ctx.design.migration]
         await ctx.publish(
             conn,

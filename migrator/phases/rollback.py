@@ -23,6 +23,8 @@ from migrator.design import Design, TableDesign
 from migrator.errors import Refused, from_postgres
 from migrator.locks import with_tables_locked
 from migrator.phases.context import Context
+from migrator.replace import flip, steps
+from migrator.replace import verify as replaced
 from migrator.sqltext import MARK, ident, qualified
 from proxy.rewrite.model import TableModel
 
@@ -36,6 +38,8 @@ def backward_of(design: Design) -> list[str]:
     statements = [s.down for s in reversed(design.sql) if s.down and not s.on_complete]
     for table in reversed(design.tables):
         statements += table.shrink
+    for design_replaced in reversed(design.replaces):
+        statements += design_replaced.shrink
     statements += [f"DROP TABLE IF EXISTS {c.sql}" for c in reversed(design.creates)]
     return [*statements, *design.epilogue]
 
@@ -58,6 +62,9 @@ async def run(ctx: Context, *, accept_loss: bool) -> dict[str, Any]:
         if expanded and not judged:
             lost = await losses(ctx)
             _refuse_loss(lost, accept_loss)
+        if await flip.needed(ctx, 0) is not None:
+            await ctx.wait_acks(await flip.flip(ctx, "old"))
+            await ctx.reload()
         await withdraw(ctx)
         await ctx.wait_acks()
         if expanded and not judged:
@@ -100,6 +107,10 @@ async def losses(ctx: Context) -> list[dict[str, Any]]:
         if record["rows"]:
             keys = [json.loads(k) for k in record["keys"]]
             found.append({"table": table.label, "rows": record["rows"], "keys": keys})
+    for design in ctx.design.replaces:
+        total, keys = await replaced.losses(ctx, design)
+        if total:
+            found.append({"table": design.label, "rows": total, "keys": keys})
     for create in ctx.design.creates:
         rows = await ctx.conn.fetchval(f"SELECT count(*) FROM {create.sql}")
         if rows:
@@ -139,6 +150,7 @@ async def withdraw(ctx: Context) -> None:
         mirroring = reached(ctx.row.phase, "expanded") and _mirrors_inline_only(ctx)
         model = models.mirrored if mirroring else models.frozen
         tables = [model(t, catalogs[t.oid]) for t in ctx.design.tables]
+        tables += await steps.frozen(ctx, conn)
         await ctx.publish(
             conn,
             lambda r: replace(r, serves_new=False, auto="old", percent=0, dual_write=mirroring, hold=None),
@@ -184,6 +196,7 @@ async def _restore(ctx: Context) -> None:
         served = json.loads(text)
         catalogs = await ctx.look(conn)
         tables: list[TableModel] = [models.mirrored(t, catalogs[t.oid]) for t in ctx.design.tables]
+        tables += await steps.both(ctx, conn, "old")
         await ctx.publish(
             conn,
             lambda r: replace(
@@ -218,6 +231,7 @@ async def _shrink(ctx: Context, expanded: bool) -> None:
             await conn.execute("SET LOCAL search_path = pg_catalog")
         catalogs = await ctx.look(conn)
         tables = [models.settled(catalogs[t.oid], t.old) for t in ctx.design.tables]
+        tables += await steps.restored(ctx, conn)
         versions = tuple(await store.completed_versions(conn))
         await ctx.publish(
             conn,

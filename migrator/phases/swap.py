@@ -13,10 +13,13 @@ from dataclasses import replace
 import asyncpg
 
 from migrator import compat, drift
+from migrator.catalog import find_table, read_table
 from migrator.control import acks, publish, store
 from migrator.errors import DualwireError, NotObtained, from_postgres
 from migrator.locks import with_tables_locked
 from migrator.phases.context import Context
+from migrator.replace import models as replaced_models
+from migrator.replace import swap as replaced
 from migrator.sqltext import ident, qualified
 from proxy.control.routing import Hold, Routing
 
@@ -79,7 +82,7 @@ async def finish(ctx: Context) -> None:
 
 def needs_hold(ctx: Context) -> bool:
     """Whether any name changes its meaning."""
-    return any(t.old != t.new or t.columns for t in ctx.design.tables)
+    return bool(ctx.design.replaces) or any(t.old != t.new or t.columns for t in ctx.design.tables)
 
 
 async def _attempt(ctx: Context) -> None:
@@ -87,7 +90,8 @@ async def _attempt(ctx: Context) -> None:
     if needs_hold(ctx):
         async with ctx.session.transaction() as conn:
             hold = (await publish.current(conn)).revision + 1
-            wanted = Hold(hold, tuple(t.label for t in ctx.design.tables), ctx.options.hold_seconds)
+            labels = tuple(t.label for t in ctx.design.existing)
+            wanted = Hold(hold, labels, ctx.options.hold_seconds)
             await ctx.publish(conn, lambda r: replace(r, hold=wanted), None, epoch=False)
         await acks.wait_held(ctx.conn, hold, ctx.progress, ctx.options.hold_seconds)
 
@@ -97,6 +101,8 @@ async def _attempt(ctx: Context) -> None:
         statements = [s for t in ctx.design.tables for s in t.swap]
         for statement in statements:
             await conn.execute(statement)
+        for design in ctx.design.replaces:
+            statements += await replaced.run(conn, design)
         await _name_not_nulls(ctx, conn)
         cleanup = [s for t in ctx.design.tables for s in t.cleanup] + ctx.design.epilogue
         for statement in cleanup:
@@ -104,13 +110,17 @@ async def _attempt(ctx: Context) -> None:
         catalogs = await ctx.look(conn)
         before = await publish.current(conn)
         tables = [compat.completed_model(before, t, catalogs[t.oid]) for t in ctx.design.tables]
+        for design in ctx.design.replaces:
+            oid = await find_table(conn, design.schema_name, design.name)
+            assert oid is not None
+            tables.append(replaced_models.swapped(design, await read_table(conn, oid, brief=True)))
         await ctx.publish(conn, _completed, [t for t in tables if t is not None], epoch=True)
         await store.step_done(conn, ctx.row.id, "swap", [*statements, *cleanup])
         await drift.remember(conn, ctx.row.id, ctx.design, catalogs)
 
     await with_tables_locked(
         ctx.session,
-        ctx.tables,
+        [*ctx.tables, *await replaced.tables(ctx)],
         step,
         what="swap",
         options=ctx.options.lock,

@@ -18,6 +18,7 @@ from migrator.design import DirectionDesign, TableDesign
 from migrator.errors import Differences
 from migrator.phases.backfill import key_range, own_writes, update_statement, upper_key
 from migrator.phases.context import Context
+from migrator.replace import verify as replaced
 from migrator.sqltext import MARK, ident, literal, names
 
 CHUNK_ROWS = 20_000
@@ -99,12 +100,29 @@ async def serve(ctx: Context) -> None:
 async def verify(ctx: Context, *, repair: bool = False) -> Result:
     """Compare all rows; with ``repair`` bring rows that differ right in their own direction first."""
     await _stale_problems(ctx)
+    for design in ctx.design.replaces:
+        await replaced.drop_stale_problems(ctx, design)
+        if repair:
+            await replaced.repair(ctx, design)
     if repair:
         for table in ctx.design.mirrored:
             await _repair(ctx, table)
     await list_problems(ctx)
     tables = [await _table(ctx, table) for table in ctx.design.mirrored]
-    total, listed = await store.problems(ctx.conn, ctx.row.id, LISTED)
+    for design in ctx.design.replaces:
+        found = await replaced.compare(ctx, design)
+        tables.append(
+            TableResult(
+                design.label,
+                rows=found.rows,
+                unmarked=found.missing,
+                differing=found.differing,
+                keys=found.keys,
+            )
+        )
+    # What only a replaced table can hold is listed, but nothing is wrong with it.
+    direction = "old" if ctx.design.replaces else None
+    total, listed = await store.problems(ctx.conn, ctx.row.id, LISTED, direction)
     result = Result(tables, total, listed)
     async with ctx.session.transaction() as conn:
         routing = await publish.current(conn)
