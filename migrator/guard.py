@@ -12,7 +12,7 @@ a source changed while the mark did not.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from migrator import armed
@@ -131,12 +131,14 @@ def _changed(columns: list[str]) -> str:
     return " OR ".join(f"OLD.{ident(c)} IS DISTINCT FROM NEW.{ident(c)}" for c in columns)
 
 
-def _given(columns: Sequence[tuple[str, str | None]]) -> str:
-    """SQL: whether any of the columns holds something else than its default."""
+def _given(columns: Sequence[tuple[str, str | None]], computed: Mapping[str, str] | None = None) -> str:
+    """SQL: whether any of the columns holds something else than its default, or than what is computed for it."""
     parts = []
     for name, default in columns:
         value = f"NEW.{ident(name)}"
-        distinct = f" AND {value} IS DISTINCT FROM ({default})" if default is not None else ""
+        others = [f"({default})"] if default is not None else []
+        others += [computed[name]] if computed and name in computed else []
+        distinct = "".join(f" AND {value} IS DISTINCT FROM {other}" for other in others)
         parts.append(f"({value} IS NOT NULL{distinct})")
     return " OR ".join(parts) or "false"
 
@@ -158,10 +160,14 @@ def _body(table: TableDesign, migration: int) -> str:
     old_columns = list(dict.fromkeys([*(c for c, _ in table.old_given), *table.up.sources]))
     new_given = [(c.name, c.default) for c in table.columns if not c.native and c.default_kind != "volatile"]
     violations = _violations(table)
+    carried = conjunction(
+        [f"NEW.{ident(m.target)} IS NOT DISTINCT FROM {m.computed('NEW.')}" for m in table.up.reproducible]
+    )
     possible = [c.holds(_values(c)) for c in table.up.constraints]
     if table.down.ok is not None:
         possible.append(f"{table.down.ok}({names(table.down.ok_sources, 'NEW.')})")
     copied = conjunction(possible)
+    back = {m.target: m.computed("NEW.") for m in table.down.reproducible}
     # Rows that can be listed: without a mark, or in a direction whose down may fail.
     listed = "true" if table.down.ok is not None else f"OLD.{ident(MARK)} IS NULL"
     return f"""
@@ -187,18 +193,19 @@ BEGIN
         old_changed := {_given(table.old_given)};
     ELSIF {mark} >= 3 THEN
         -- A copied row whose old columns were changed on the way; a new speaker's own values agree, or cannot.
-        old_changed := ({_given(table.old_given)}) AND {copied};
+        old_changed := ({_given(table.old_given, back)}) AND {copied};
     END IF;
     IF old_changed AND new_changed THEN
         side := CASE
             WHEN TG_OP = 'UPDATE' AND {mark} IS NULL AND OLD.{ident(MARK)} IS NOT NULL THEN 'old'
             WHEN TG_OP = 'UPDATE' AND {mark} < 3 AND {mark} IS DISTINCT FROM OLD.{ident(MARK)} THEN 'old'
             WHEN TG_OP = 'UPDATE' AND {mark} >= 3 AND {mark} IS DISTINCT FROM OLD.{ident(MARK)} THEN 'new'
-            WHEN {table.right("old", "NEW.")} THEN 'old'
+            WHEN {carried} THEN 'old'
             WHEN {table.right("new", "NEW.")} THEN 'new'
             ELSE 'both' END;
     ELSIF new_changed THEN
-        side := 'new';
+        -- Without a mark this is the backfill of a row that the new version forbids, and no new speaker.
+        side := CASE WHEN {mark} IS NULL AND {carried} THEN 'old' ELSE 'new' END;
     ELSIF old_changed THEN
         side := 'old';
     ELSE

@@ -220,3 +220,24 @@ async def test_writers_that_come_past_the_sidecars_lose_nothing_in_any_phase(
     await migrator.complete()
     rows = await db.fetch("SELECT id, cents FROM big")
     assert {r["id"]: r["cents"] for r in rows} == expected
+
+
+async def test_a_row_that_the_new_version_forbids_becomes_a_problem_beside_columns_that_it_allows(
+    db: Any, migrator: Migrator
+) -> None:
+    await db.execute("CREATE TABLE items (id int PRIMARY KEY, size int, amount int)")
+    await db.execute("INSERT INTO items VALUES (1, 2, 3), (2, NULL, 3)")
+    text = """
+operations:
+  - alter_column: {table: items, column: size, nullable: false, up: size, down: size}
+  - alter_column: {table: items, column: amount, type: bigint, up: amount, down: amount}
+"""
+    path = migrator.file("0001_items", text)
+    assert (await migrator.start(path, "backfilled")).phase == "backfilled"
+    listed = "SELECT key->>'id', direction FROM dualwire.problem"
+    assert [tuple(r) for r in await db.fetch(listed)] == [("2", "old")]
+    await db.execute("UPDATE items SET amount = 4 WHERE id = 2")
+    assert [tuple(r) for r in await db.fetch(listed)] == [("2", "old")]
+    assert await db.fetchval("SELECT _dualwire_new_amount FROM items WHERE id = 2") == 4
+    await db.execute("UPDATE items SET size = 4 WHERE id = 2")
+    assert [tuple(r) for r in await db.fetch(listed)] == []
