@@ -25,7 +25,20 @@ SETUP = f"""CREATE TABLE accounts (id integer PRIMARY KEY, status smallint NOT N
   note text);
 INSERT INTO accounts SELECT g, g % 3, 0, 'n' FROM generate_series(1, {ROWS}) AS g"""
 
-MIGRATION = """operations:
+STATES = ("new", "paid", "shipped")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A migration of the table, and how each version writes it: column, column, what one is, states by number."""
+
+    migration: str
+    old: tuple[str, str, int, tuple[Any, ...]]
+    new: tuple[str, str, int, tuple[Any, ...]]
+
+
+SAME_TABLE = Kind(
+    """operations:
   - alter_column:
       table: accounts
       column: status
@@ -42,7 +55,23 @@ MIGRATION = """operations:
       nullable: false
       up: "(amount * 100)::bigint"
       down: "cents / 100.0"
-"""
+""",
+    old=("status", "amount", 1, (0, 1, 2)),
+    new=("state", "cents", 100, STATES),
+)
+"""Columns of other types and names."""
+
+OTHER_TABLE = Kind(
+    """operations:
+  - replace_table:
+      table: accounts
+      columns:
+        - {name: id, type: bigint}
+""",
+    old=("status", "amount", 1, (0, 1, 2)),
+    new=("status", "amount", 1, (0, 1, 2)),
+)
+"""A wider primary key, which takes another table."""
 
 Connect = Callable[[], Awaitable[Any]]
 Version = Literal["old", "new"]
@@ -59,6 +88,7 @@ class Writer:
     number: int
     connect: Connect
     version: Version
+    kind: Kind
     isolation: Isolation = "read_committed"
     counted: Counter[int] = field(default_factory=Counter)
     done: int = 0
@@ -96,10 +126,8 @@ class Writer:
         self.done += 1
 
     async def _step(self, connection: Any, chance: random.Random, counted: Counter[int]) -> None:
-        state, amount, one = ("status", "amount", 1) if self.version == "old" else ("state", "cents", 100)
-        value: Any = chance.randrange(3)
-        if self.version == "new":
-            value = ("new", "paid", "shipped")[value]
+        state, amount, one, values = self.kind.old if self.version == "old" else self.kind.new
+        value = chance.choice(values)
         key = chance.randint(COUNTED + 1, ROWS)
         kind = chance.randrange(10)
         if kind < 4:
@@ -145,13 +173,14 @@ class Writer:
 class Crowd:
     """The writers of one round."""
 
-    def __init__(self) -> None:
+    def __init__(self, kind: Kind) -> None:
+        self.kind = kind
         self.writers: list[Writer] = []
         self._tasks: dict[int, asyncio.Task[None]] = {}
 
     def add(self, connect: Connect, version: Version, isolation: Isolation = "read_committed") -> None:
         """One more writer, which begins at once."""
-        writer = Writer(len(self.writers) + 1, connect, version, isolation)
+        writer = Writer(len(self.writers) + 1, connect, version, self.kind, isolation)
         self.writers.append(writer)
         self._tasks[writer.number] = asyncio.create_task(writer.run())
 

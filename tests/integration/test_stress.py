@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import os
-from decimal import Decimal
 from typing import Any
 
 import pytest
 
 from migrator.errors import Refused
 from tests.conftest import Database, SidecarFactory
-from tests.integration.stress import COUNTED, MIGRATION, SETUP, Crowd
+from tests.integration.stress import COUNTED, OTHER_TABLE, SAME_TABLE, SETUP, Crowd, Kind
 from tests.migrator.conftest import Migrator
 
 ROUNDS = int(os.environ.get("DUALWIRE_STRESS_ROUNDS", "40"))
@@ -48,18 +47,18 @@ async def _complete(migrator: Migrator) -> None:
 
 
 async def _round(
-    database: Database, migrator: Migrator, sidecars: SidecarFactory, number: int, ending: str
+    database: Database, migrator: Migrator, sidecars: SidecarFactory, kind: Kind, number: int, ending: str
 ) -> Crowd:
     """One migration from start to its end, under load from everywhere."""
     name = f"{number:04}_state"
-    path = migrator.file(name, MIGRATION)
+    path = migrator.file(name, kind.migration)
     async with database.connection() as direct:
         await direct.execute("DROP TABLE IF EXISTS accounts; " + SETUP)
     if not sidecars.started:
         sidecars(), sidecars()
     first, second = sidecars.started[:2]
     old = (await migrator.routing())["state"]["old"]
-    crowd = Crowd()
+    crowd = Crowd(kind)
     crowd.add(lambda: first.connect(version=old), "old")
     crowd.add(lambda: second.connect(version=old), "old", "repeatable_read")
     crowd.add(lambda: first.connect(version=old, statement_cache_size=0), "old")
@@ -80,8 +79,7 @@ async def _round(
         await migrator.rollback()
         await crowd.work(5)
         await crowd.leave()
-        expected: dict[int, Any] = {k: Decimal(n) for k, n in crowd.counted.items()}
-        found = await _counts(database, "amount")
+        column, one = kind.old[1:3]
     else:
         await migrator.cutover(100)
         await crowd.work(5)
@@ -89,28 +87,30 @@ async def _round(
         await _complete(migrator)
         await crowd.work(10)
         await crowd.leave()
-        expected = {k: n * 100 for k, n in crowd.counted.items()}
-        found = await _counts(database, "cents")
-    assert {k: v for k, v in found.items() if v} == expected
+        column, one = kind.new[1:3]
+    found = await _counts(database, column)
+    assert {k: v for k, v in found.items() if v} == {k: n * one for k, n in crowd.counted.items()}
     return crowd
 
 
+@pytest.mark.parametrize("kind", [SAME_TABLE, OTHER_TABLE], ids=["same_table", "other_table"])
 @pytest.mark.parametrize("ending", ["rollback", "complete"])
 async def test_no_write_is_lost_or_fails_and_the_shapes_agree_while_everybody_writes_the_same_rows(
-    database: Database, migrator: Migrator, sidecar: SidecarFactory, ending: str
+    database: Database, migrator: Migrator, sidecar: SidecarFactory, ending: str, kind: Kind
 ) -> None:
-    crowd = await _round(database, migrator, sidecar, 1, ending)
+    crowd = await _round(database, migrator, sidecar, kind, 1, ending)
     assert all(writer.done for writer in crowd.writers)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
+@pytest.mark.parametrize("kind", [SAME_TABLE, OTHER_TABLE], ids=["same_table", "other_table"])
 @pytest.mark.parametrize("ending", ["rollback", "complete"])
 async def test_many_rounds_of_everybody_writing_the_same_rows(
-    database: Database, migrator: Migrator, sidecar: SidecarFactory, ending: str
+    database: Database, migrator: Migrator, sidecar: SidecarFactory, ending: str, kind: Kind
 ) -> None:
     for number in range(1, ROUNDS + 1):
-        await _round(database, migrator, sidecar, number, ending)
+        await _round(database, migrator, sidecar, kind, number, ending)
 
 
 async def test_the_stress_finds_writers_whose_writes_nobody_carries_over(
@@ -118,10 +118,10 @@ async def test_the_stress_finds_writers_whose_writes_nobody_carries_over(
 ) -> None:
     async with database.connection() as direct:
         await direct.execute(SETUP)
-    await migrator.start(migrator.file("0001_state", MIGRATION), "verified")
+    await migrator.start(migrator.file("0001_state", SAME_TABLE.migration), "verified")
     async with database.connection() as direct:
         await direct.execute("DROP TRIGGER zzz_dualwire_guard ON accounts")
-    crowd = Crowd()
+    crowd = Crowd(SAME_TABLE)
     crowd.add(database.connect, "old")
     crowd.add(database.connect, "old")
     await crowd.work(20)
