@@ -14,6 +14,7 @@ from proxy.rewrite.relations import is_star
 from proxy.rewrite.resolve import Scope, Source, field_names, figure_name, raw_reference, reference
 from proxy.rewrite.work import Work
 from proxy.sql.parse import Node
+from proxy.sql.tokens import RPAREN
 
 _OPERATORS = frozenset({"=", "<>", "!=", "<", ">", "<=", ">="})
 _KINDS = frozenset(
@@ -61,6 +62,42 @@ def sub_link(work: Work, node: Node, scope: Scope) -> None:
     elif tested is not None:
         work.visit(tested, scope)
     work.visit(node["subselect"], scope)
+
+
+_EXTREMES = (["min"], ["max"], ["pg_catalog", "min"], ["pg_catalog", "max"])
+_EXTREME_TYPES = frozenset({"smallint", "integer", "bigint"})
+"""Types of which the extremes have the same type."""
+_EXTREME_FIELDS = frozenset({"funcname", "args", "funcformat", "location"})
+
+
+def function(work: Work, node: Node, scope: Scope) -> None:
+    """Handle one FuncCall: the least and the greatest value are found by an index on the raw column, then read."""
+    argument = node.get("args", [{}])[0].get("ColumnRef") if len(node.get("args", ())) == 1 else None
+    if not work.compares or argument is None or not node.keys() <= _EXTREME_FIELDS:
+        work.visit(node, scope)
+        return
+    if [part["String"].get("sval", "") for part in node["funcname"]] not in _EXTREMES:
+        work.visit(node, scope)
+        return
+    names = field_names(argument["fields"])
+    source = _source(names, scope, False) if names[-1] is not None else None
+    virtual = None if source is None or source.rule is None else source.rule.virtual(names[-1] or "")
+    work.visit(node, scope)
+    if source is None or virtual is None or virtual.sources != (virtual.raw,):
+        return
+    if virtual.column.type not in _EXTREME_TYPES:
+        return
+    tokens = work.tokens
+    at = tokens.at(argument.get("location", 0))
+    last = tokens.dotted_end(at)
+    if tokens.name(last + 1) != RPAREN:
+        return
+    first = at + 2 * max(len(names) - 2, 0)
+    if raw_reference(source, names[-1] or "", tokens.starts[first], tokens.ends[last]) is None:
+        return
+    start, end = node.get("location", 0), tokens.ends[last + 1]
+    source.around += [(start, start, f"{virtual.function}("), (end, end, ")")]
+    work.wrapped.append(source)
 
 
 def _compares(kind: str, name: Sequence[Node]) -> bool:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
-from proxy.rewrite.compare import null_test, operator, sub_link
+from proxy.rewrite.compare import function, null_test, operator, sub_link
 from proxy.rewrite.insert import insert
 from proxy.rewrite.model import Side, TableModel
 from proxy.rewrite.modify import delete, update
@@ -31,6 +31,7 @@ HANDLERS: Mapping[str, Handler] = {
     "ColumnRef": column_ref,
     "A_Expr": operator,
     "A_Indirection": indirection,
+    "FuncCall": function,
     "NullTest": null_test,
     "SubLink": sub_link,
     "RowExpr": row_expr,

@@ -289,7 +289,11 @@ def derive(work: Work, source: Source) -> None:
     first, last = range_var(work, source.node)
     inside = "" if source.sample is None else _move_sample(work, source.sample)
     start, end = tokens.starts[first], tokens.ends[last]
-    columns = ", ".join(filter(None, [rule.select_list, *source.system, *_raw_columns(work, source)]))
+    hidden = [*source.system, *_raw_columns(work, source)]
+    if hidden or source.spelled:
+        for at, until, text in source.rows:
+            work.replace(at, until, text, "whole_row")
+    columns = ", ".join(filter(None, [rule.select_list, *hidden]))
     alias = "" if "alias" in source.node else f" AS {ident(rule.model.name)}"
     if rule.relation is None:
         work.insert(start, f"(SELECT {columns} FROM ", "derive")
@@ -318,6 +322,8 @@ def _raw_columns(work: Work, source: Source) -> list[str]:
         if column not in hidden:
             hidden[column] = work.fresh()
         work.replace(start, end, f"{ident(source.name)}.{hidden[column]}", "virtual_read")
+    for start, end, text in source.around if hidden else ():
+        work.replace(start, end, text, "virtual_read")
     return [f"{ident(column)} AS {name}" for column, name in hidden.items()]
 
 

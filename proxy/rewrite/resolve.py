@@ -18,7 +18,7 @@ from proxy.rewrite.rules import SYSTEM_COLUMNS, Rule
 from proxy.rewrite.work import Refused, Work
 from proxy.sql.parse import Node
 from proxy.sql.quote import ident
-from proxy.sql.tokens import LBRACKET
+from proxy.sql.tokens import DOT, LBRACKET, LPAREN, RPAREN
 
 
 class Role(Enum):
@@ -63,8 +63,14 @@ class Source:
     """(location, number of parts) of references with a schema."""
     raws: list[tuple[int, int, str]] = field(default_factory=list)
     """(start, end, physical column) of references that may be to what stands behind a virtual column."""
+    around: list[tuple[int, int, str]] = field(default_factory=list)
+    """(start, end, text) of edits that must go with those."""
+    rows: list[tuple[int, int, str]] = field(default_factory=list)
+    """(start, end, text) of references to whole rows, with what they must become if it has hidden columns."""
+    spelled: bool = False
+    """Whether they must become that anyway: the SELECT groups by its columns, not by the row."""
     exact: bool = False
-    """Whether its columns must be exactly the version's, because the statement uses its rows as values."""
+    """Whether its columns must be exactly the version's, because stars that stand for them cannot be spelled out."""
     restricted: bool = False
     """Whether GROUP BY restricts what may be referred to from here on."""
     merged: set[str | None] = field(default_factory=set)
@@ -161,7 +167,7 @@ def indirection(work: Work, node: Node, scope: Scope) -> None:
     if argument is not None and selected is not None and len(argument["fields"]) == 1:
         parts = field_names(argument["fields"])
         source = scope.qualified(parts[0]) if parts[0] is not None else None
-        if source is not None and source.rule is not None and not _has_column(scope, source.name):
+        if source is not None and source.rule is not None and not has_column(scope, source.name):
             if not source.derived and not source.rule.translated:
                 return  # the version's names are the physical ones
             if source.role is not Role.FROM:
@@ -170,8 +176,23 @@ def indirection(work: Work, node: Node, scope: Scope) -> None:
                     f"a field of a whole row of {source.rule.model.qualified} cannot be translated",
                     hint=f"Write {source.name}.{selected.get('sval', '')} without the parentheses.",
                 )
+            if _without_parentheses(work, argument["location"]):
+                source.used.add(selected.get("sval", ""))
+                work.visit(node["indirection"], scope)
+                return
     work.visit(node["arg"], scope)
     work.visit(node["indirection"], scope)
+
+
+def _without_parentheses(work: Work, location: int) -> bool:
+    """Turn ``(t).column`` into ``t.column``, which does not need the whole row."""
+    tokens = work.tokens
+    at = tokens.at(location)
+    if tokens.name(at - 1) != LPAREN or tokens.name(at + 1) != RPAREN or tokens.name(at + 2) != DOT:
+        return False
+    work.replace(tokens.starts[at - 1], tokens.ends[at - 1], "", "whole_row")
+    work.replace(tokens.starts[at + 1], tokens.ends[at + 1], "", "whole_row")
+    return True
 
 
 def row_expr(work: Work, node: Node, scope: Scope) -> None:
@@ -179,38 +200,43 @@ def row_expr(work: Work, node: Node, scope: Scope) -> None:
     for argument in node.get("args", ()):
         names = field_names(argument.get("ColumnRef", {}).get("fields", ()))
         source = scope.qualified(names[-2] or "") if len(names) == 2 and names[-1] is None else None
-        if source is None or source.rule is None or source.role is Role.FROM:
+        if source is None or source.rule is None:
             work.visit(argument, scope)
             continue
         tokens = work.tokens
         first = tokens.at(argument["ColumnRef"].get("location", 0))
         qualifier = work.slice(tokens.starts[first], tokens.ends[first])
-        columns = source.rule.values(qualifier)
-        work.replace(tokens.starts[first], tokens.ends[first + 2], columns, "expand_star")
+        start, end = tokens.starts[first], tokens.ends[first + 2]
+        if source.role is Role.FROM:
+            source.derive = True
+            source.used.update(source.columns or ())
+            source.rows.append((start, end, _listed(source, qualifier)))
+            continue
+        work.replace(start, end, source.rule.values(qualifier), "expand_star")
         work.reasons.append(Reason.EXPAND_STAR)
+
+
+def _listed(source: Source, qualifier: str) -> str:
+    return ", ".join(f"{qualifier}.{ident(name)}" for name in source.columns or ())
 
 
 def whole_row(work: Work, source: Source, location: int, parts: int = 1) -> None:
     """A reference to a row as one value: it must have the version's fields only."""
     rule = source.rule
     assert rule is not None
-    if source.role is Role.FROM and (rule.translated or not source.grouped) and not source.restricted:
-        source.derive = source.exact = True
+    tokens = work.tokens
+    table = tokens.at(location) + 2 * max(parts - 2, 0)
+    last = tokens.dotted_end(table)
+    qualifier = work.slice(tokens.starts[table], tokens.ends[table])
+    if source.role is Role.FROM and (rule.translated or not source.grouped):
+        source.derive = True
         source.used.update(source.columns or ())
+        row = f"(SELECT {qualifier} FROM (SELECT {_listed(source, qualifier)}) AS {qualifier})"
+        source.rows.append((tokens.starts[table], tokens.ends[last], row))
         if parts > 2:
             _strip_schema(work, location, parts)
         return
-    tokens = work.tokens
-    first = tokens.at(location)
-    last = tokens.dotted_end(first)
-    qualifier_end = tokens.ends[first + 2 * max(parts - 2, 0)]
-    qualifier = work.slice(tokens.starts[first + 2 * max(parts - 2, 0)], qualifier_end)
-    row = rule.whole_row(qualifier)
-    if source.derived:  # but grouped by its columns, not by the row
-        source.used.update(source.columns or ())
-        columns = ", ".join(f"{qualifier}.{ident(name)}" for name in source.columns or ())
-        row = f"(SELECT {qualifier} FROM (SELECT {columns}) AS {qualifier})"
-    work.replace(location, tokens.ends[last], row, "whole_row")
+    work.replace(location, tokens.ends[last], rule.whole_row(qualifier), "whole_row")
     work.tell(
         Reason.EXPAND_STAR,
         f"A whole row of {rule.model.qualified} is put together from its version's columns.",
@@ -221,7 +247,8 @@ def _schema_fits(source: Source, prefix: list[str | None]) -> bool:
     return source.schema is not None and prefix[-1] == source.schema
 
 
-def _has_column(scope: Scope, name: str | None) -> bool:
+def has_column(scope: Scope, name: str | None) -> bool:
+    """Whether some relation in scope has a column of that name, as far as is known."""
     return any(
         source.columns is not None and name in source.columns
         for level in scope.levels()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from proxy.rewrite.compare import sort_key
 from proxy.rewrite.reasons import Reason
 from proxy.rewrite.relations import FromList, group_list, is_star, output_names, with_clause
-from proxy.rewrite.resolve import Role, Scope, Source, field_names, figure_name, strip_for_twin
+from proxy.rewrite.resolve import Role, Scope, Source, field_names, figure_name, has_column, strip_for_twin
 from proxy.rewrite.work import Refused, Work
 from proxy.sql.parse import Node
 from proxy.sql.quote import ident
@@ -111,28 +111,34 @@ def target_list(work: Work, items: list[Node], scope: Scope) -> list[Star]:
         if _row_star(work, target, value, scope):
             continue
         before = len(work.edits)
+        work.wrapped.clear()
         work.visit(value, scope)
         if "name" not in target and any(edit.recipe in _RENAMING for edit in work.edits[before:]):
             _keep_name(work, target)
+        elif "name" not in target:
+            for source in work.wrapped:
+                source.around.append((*_name_place(work, target), f" AS {ident(figure_name(value)[0])}"))
+        work.wrapped.clear()
     return stars
 
 
 def _row_star(work: Work, target: Node, value: Node, scope: Scope) -> bool:
-    """``(t).*`` of a modified table is spelled out like ``t.*``; of another one it is left to its derived table."""
+    """``(t).*`` of a table with a rule is spelled out like ``t.*``."""
     node = value.get("A_Indirection", {})
     fields = node.get("arg", {}).get("ColumnRef", {}).get("fields", ())
     if len(fields) != 1 or "A_Star" not in node["indirection"][0]:
         return False
     name = field_names(fields)[0]
     source = scope.qualified(name) if name is not None else None
-    if source is None or source.rule is None or source.role is not Role.TARGET:
+    if source is None or source.rule is None or source.role is Role.EXCLUDED:
         return False
+    if source.role is Role.FROM and has_column(scope, name):
+        return False
+    source.used.update(source.columns or ())
     tokens = work.tokens
     first = tokens.at(target.get("location", 0))
     end = tokens.item_end(first) - 1
-    work.replace(
-        tokens.starts[first], tokens.ends[end], source.rule.expanded(ident(name or "")), "expand_star"
-    )
+    work.replace(tokens.starts[first], tokens.ends[end], _columns(source, ident(name or "")), "expand_star")
     _tell(work, [source])
     return True
 
@@ -142,9 +148,14 @@ def _keep_name(work: Work, target: Node) -> None:
     name, _ = figure_name(target["val"])
     if name == "?column?":
         return
+    work.insert(_name_place(work, target)[0], f" AS {ident(name)}", "keep_name")
+
+
+def _name_place(work: Work, target: Node) -> tuple[int, int]:
+    """Where the name of an output column would stand."""
     tokens = work.tokens
-    end = tokens.item_end(tokens.at(target.get("location", 0))) - 1
-    work.insert(tokens.ends[end], f" AS {ident(name)}", "keep_name")
+    end = tokens.ends[tokens.item_end(tokens.at(target.get("location", 0))) - 1]
+    return end, end
 
 
 def expand_stars(work: Work, stars: list[Star], scope: Scope, level: FromList | None) -> None:
@@ -261,7 +272,9 @@ def _group(work: Work, node: Node, scope: Scope, level: FromList) -> None:
     for source in level.tables:
         source.used = used[id(source)]
         if source.derived:
-            added += group_list(source, grouped.get(id(source), set()))
+            missing = group_list(source, grouped.get(id(source), set()))
+            source.spelled = source.spelled or bool(missing)
+            added += missing
     if added:
         work.insert(_after_group_by(work, node), f" {', '.join(added)},", "group_by_key")
 

@@ -14,7 +14,7 @@ from proxy.sql.splice import ordered, render
 from proxy.sql.tokens import Tokens
 
 if TYPE_CHECKING:
-    from proxy.rewrite.resolve import Scope
+    from proxy.rewrite.resolve import Scope, Source
 
 Handler = Callable[["Work", Node, "Scope"], None]
 
@@ -76,6 +76,8 @@ class Work:
         """The tables with rules that the statement in hand names."""
         self.compares = False
         """Whether one of them has a virtual column that another may stand for in comparisons."""
+        self.wrapped: list[Source] = []
+        """Relations whose pending edits may change the name of the output column in hand."""
         self.edits: list[Edit] = []
         self.twin_edits: list[Edit] = []
         """What makes of the client's text one over tables of its version's shape."""

@@ -56,6 +56,16 @@ SELECT id FROM accounts WHERE id IN (SELECT account_id FROM owners) ORDER BY id
 SELECT owner FROM owners o WHERE EXISTS (SELECT FROM accounts WHERE id = o.account_id) ORDER BY 1
 SELECT owner FROM owners o WHERE EXISTS (SELECT FROM accounts WHERE accounts.id = account_id) ORDER BY 1
 SELECT max(id), min(id), sum(id), count(id), pg_typeof(max(id)) FROM accounts
+SELECT max(id) FROM accounts
+SELECT min(id)::text, coalesce(max(a.id), 0), max(id) AS m FROM accounts a WHERE id > 1
+SELECT (SELECT max(id) FROM accounts), (SELECT min(x.id) FROM accounts x WHERE x.id > 1)
+SELECT id, max(id) FROM accounts GROUP BY id ORDER BY max(id)
+SELECT row_to_json(a), a.ctid IS NULL, a.* FROM accounts a WHERE a.id < 3 ORDER BY a.id
+SELECT a.id, (a).name, row_to_json(ROW(a.*)), count(a.*) FROM accounts a WHERE a.id < 3 GROUP BY a.id ORDER BY a.id
+SELECT (a).*, (a).id FROM accounts a WHERE a.id = 1
+SELECT count(*) FROM accounts a, accounts b WHERE a = b AND a.id = 1
+SELECT a IS NULL, a.tableoid IS NULL FROM accounts a WHERE a.id = 1
+SELECT a::text, count(*) FROM accounts a WHERE a.id < 3 GROUP BY a ORDER BY 1
 SELECT id + 1, id::text, abs(id), pg_typeof(id) FROM accounts ORDER BY id LIMIT 1
 SELECT nothing FROM accounts
 SELECT id FROM public.accounts FOR UPDATE
