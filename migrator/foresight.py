@@ -1,4 +1,8 @@
-"""The routing state that a migration would publish, told from its design: nothing is changed, and no lock is taken."""
+"""The routing state that a migration would publish, told from its design.
+
+Nothing is changed, and no table that exists is locked: the second table of ``replace_table`` is made in a transaction
+that is rolled back, columns that expand would add are only thought.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +12,14 @@ from dataclasses import replace
 import asyncpg
 
 from migrator import models
-from migrator.catalog import CatalogColumn, CatalogTable, read_table
+from migrator.catalog import CatalogColumn, CatalogTable, find_table, read_table
 from migrator.design import Design, TableDesign
 from migrator.phases.expand import forward_of
-from migrator.sqltext import MARK
+from migrator.replace import models as replacement
+from migrator.replace.design import ReplaceDesign
+from migrator.sqltext import MARK, ident
 from proxy.control.routing import Phase, Routing
+from proxy.rewrite.model import TableModel
 
 _CREATES = re.compile(r'\s*CREATE (?:OR REPLACE )?FUNCTION dualwire\."?(\w+)"?')
 _SERVES_NEW = ("verified", "cutover")
@@ -27,7 +34,9 @@ async def foreseen(
         tables = [models.frozen(table, catalogs[table.oid]) for table in design.tables]
     else:
         tables = [models.mirrored(table, expanded(table, catalogs[table.oid])) for table in design.tables]
-    others = await models.untouched(conn, routing.tables, {table.oid for table in design.tables})
+    for table in design.replaces:
+        tables.append(await _replaced(conn, table, phase))
+    others = await models.untouched(conn, routing.tables, {table.oid for table in design.existing})
     serves_new = phase in _SERVES_NEW
     state = replace(
         routing,
@@ -48,6 +57,25 @@ async def foreseen(
         if (match := _CREATES.match(statement)) is not None
     }
     return state, bodies
+
+
+async def _replaced(conn: asyncpg.Connection, table: ReplaceDesign, phase: Phase) -> TableModel:
+    """A table that another one is to replace; that one is made for a moment, to be asked for its columns."""
+    old = await read_table(conn, table.oid)
+    if phase == "prepared":
+        return replacement.frozen(table, old)
+    transaction = conn.transaction()
+    await transaction.start()
+    try:
+        await conn.execute(f"SET LOCAL search_path = pg_catalog, {ident(table.schema_name)}")
+        for statement in table.create:
+            await conn.execute(statement)
+        oid = await find_table(conn, table.schema_name, table.temporary)
+        assert oid is not None
+        new = await read_table(conn, oid)
+    finally:
+        await transaction.rollback()
+    return replacement.both(table, old, new, "new" if phase == "cutover" else "old")
 
 
 def expanded(table: TableDesign, catalog: CatalogTable) -> CatalogTable:

@@ -98,7 +98,11 @@ async def build(
         swap_before=before,
         swap=after,
         shrink=[],
-        labels=[(plan.temporary, catalog.name), *statements.renames(plan)],
+        labels=[
+            (plan.temporary, catalog.name),
+            *statements.renames(plan),
+            *((key.temporary, key.name) for key in statements.incoming(plan)),
+        ],
         rows=catalog.rows,
         bytes=catalog.bytes,
     )

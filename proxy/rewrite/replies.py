@@ -187,11 +187,12 @@ class _Table:
         self.qualified = model.qualified
         self.relations = [
             (model.schema, model.name),
-            *filter(None, (model.relation, model.twin(side), model.copy_view(side))),
+            *filter(None, (model.relation, model.twin_old, model.twin_new, model.copy_old, model.copy_new)),
         ]
         logical = model.logical(side)
         self.names = [column.name for column in logical]
-        self.physical = [column.column for column in logical]
+        equal = {virtual.column.name: virtual.raw for virtual in model.virtuals if virtual.raw is not None}
+        self.physical = [equal.get(column.column, column.column) for column in logical]
         self.columns = _columns(model, side)
         self.renamed = [(sent, meant) for sent, meant in self.columns.items() if sent != meant]
         self.labels = dict(model.labels)
@@ -238,18 +239,14 @@ class _Table:
         """``Failing row contains (...)`` with the version's columns in its order."""
         match = _FAILING_ROW.fullmatch(detail)
         columns = [column.name for column in self.model.columns]
-        if match is None or self.physical == columns or not set(self.physical) <= set(columns):
+        if match is None or self.physical == columns:
             return detail
         named, parting, given = match[2].partition(") = (")
         shown = named.split(", ")
         if parting and set(shown) <= set(columns) and len(shown) == given.count(", ") + 1:
             # To a role that may not read all columns, only those it may are shown, with their names.
             values = dict(zip(shown, given.split(", "), strict=True))
-            pairs = [
-                (name, values[c]) for name, c in zip(self.names, self.physical, strict=True) if c in values
-            ]
-            text = ", ".join(name for name, _ in pairs) + parting + ", ".join(value for _, value in pairs)
-            return f"{match[1] or ''}({text}){match[3] or ''}"
+            return f"{match[1] or ''}({self._part(values)}){match[3] or ''}"
         parts, types = match[2].split(", "), [column.type for column in self.model.columns]
         parted = _parted(parts, [VALUES.get(known) for known in types])
         if parted is None:
@@ -261,7 +258,15 @@ class _Table:
         if parted is None:
             return detail
         values = dict(zip(columns, parted, strict=True))
+        if not values.keys() >= set(self.physical):
+            # The version has columns that the table has not: it is shown those that are there.
+            return f"{match[1] or ''}({self._part(values)}){match[3] or ''}"
         return f"{match[1] or ''}({', '.join(values[name] for name in self.physical)}){match[3] or ''}"
+
+    def _part(self, values: Mapping[str, str]) -> str:
+        """Those columns of the version of which there are values, as PostgreSQL shows a part of a row."""
+        pairs = [(name, values[c]) for name, c in zip(self.names, self.physical, strict=True) if c in values]
+        return ") = (".join((", ".join(name for name, _ in pairs), ", ".join(value for _, value in pairs)))
 
     def key(self, detail: str) -> str:
         """``Key (a, b)=(1, 2) ...`` with the version's names."""
@@ -299,6 +304,9 @@ def _columns(model: TableModel, side: Side) -> dict[str, str]:
     for column in model.logical(other):
         names[column.column] = column.name
     own = {column.column: column.name for column in model.logical(side)}
+    for virtual in model.virtuals:
+        if virtual.raw is not None and virtual.column.name in own:
+            names[virtual.raw] = own[virtual.column.name]
     for mirror in model.direction(side).mirrors:
         if len(mirror.sources) == 1 and mirror.sources[0] in own:
             names[mirror.target] = own[mirror.sources[0]]

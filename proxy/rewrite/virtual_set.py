@@ -21,13 +21,14 @@ from proxy.rewrite.virtual import (
     cut,
     default_of,
     lost,
+    name_of,
     raw_of,
     refused,
     server_default,
     typed,
     uses,
 )
-from proxy.rewrite.work import Work
+from proxy.rewrite.work import Refused, Work
 from proxy.sql.parse import Node
 from proxy.sql.quote import ident
 from proxy.sql.repeatable import repeatable
@@ -141,7 +142,12 @@ class _SetList:
             if item.partial and self._relevant(item.column):
                 raise refused(rule, "Only a part of a column is assigned.")
             if keys.count(item.column) > 1:
-                raise refused(rule, "A column is assigned more than once.")
+                # As PostgreSQL says it, where no part of the column is assigned.
+                raise Refused(
+                    Reason.REFUSED_CONSTRUCT,
+                    f'multiple assignments to same column "{name_of(rule, item.column)}"',
+                    sqlstate="42601",
+                )
 
     def _once(self, value: _Value) -> bool:
         """Whether the value is written down once only where it stands."""

@@ -15,7 +15,7 @@ from migrator.cli.main import _register, app
 from migrator.cluster import Cluster
 from migrator.explanation import statements_of
 from tests.conftest import Database, SidecarFactory
-from tests.replies.conftest import MIGRATION, OLD, fresh, started
+from tests.replies.conftest import MIGRATION, OLD, REPLACED, fresh, started
 
 Explain = Callable[..., dict[str, Any]]
 
@@ -173,5 +173,27 @@ def test_a_migration_s_effect_is_seen_before_it_is_started(
         assert "not served yet" in document(*early, dsn=database.dsn, code=3)["error"]["message"]
         run("SELECT 1", "--migration", file, "--check", dsn=database.dsn, code=2)
         assert "under way" in document("SELECT 1", "--migration", file, code=3)["error"]["message"]
+    finally:
+        cluster.drop_database(database.name)
+
+
+def test_a_table_that_will_be_replaced_is_foretold_too(
+    cluster: Cluster, document: Explain, tmp_path: Path
+) -> None:
+    file = tmp_path / "0001_state.yaml"
+    file.write_text(REPLACED.migration)
+    database = fresh(cluster, REPLACED.old)
+    try:
+        asyncio.run(started(database.dsn, None))
+        statements = [
+            ("UPDATE items SET qty = 2, id = 7 WHERE id = 3", "old"),
+            ("SELECT * FROM items", "new"),
+        ]
+        asked = [(sql, "--version", version) for sql, version in statements]
+        foretold = [document(*args, "--migration", file, dsn=database.dsn) for args in asked]
+        assert database.sql("SELECT count(*) FROM pg_class WHERE relname ~ '_dualwire'") == "0"
+        asyncio.run(started(database.dsn, file))
+        for one, args in zip(foretold, asked, strict=True):
+            assert {**one, "state": ""} == document(*args, dsn=database.dsn)
     finally:
         cluster.drop_database(database.name)

@@ -6,8 +6,10 @@ import asyncio
 import secrets
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -17,6 +19,7 @@ from migrator.control import install
 from migrator.database import connect
 from migrator.phases.context import Options
 from migrator.progress import Progress
+from proxy.control.routing import Phase
 from tests.conftest import Database, Sidecar, SidecarFactory
 from tests.regressions import raw
 from tests.regressions.raw import Raw
@@ -60,10 +63,52 @@ MIGRATION = """operations:
 """
 
 
+ITEMS = """
+CREATE TABLE customers (id int PRIMARY KEY);
+INSERT INTO customers VALUES (1), (2);
+CREATE TABLE items (
+    id {key} PRIMARY KEY,
+    customer int REFERENCES customers,
+    code varchar(8) NOT NULL CONSTRAINT items_code UNIQUE,
+    qty int NOT NULL DEFAULT 1 CONSTRAINT qty_positive CHECK (qty > 0),
+    note text
+);
+CREATE INDEX items_customer ON items (customer);
+CREATE TABLE notes (id int PRIMARY KEY, item int CONSTRAINT notes_item REFERENCES items);
+INSERT INTO items VALUES (1, 1, 'a', 1, 'one'), (2, 2, 'b', 2, 'two, and more');
+INSERT INTO notes VALUES (1, 1);
+"""
+
+REPLACE = """operations:
+  - replace_table:
+      table: items
+      columns:
+        - {name: id, type: bigint}
+      down: {id: "id::int4"}
+"""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A migration between two schemas, and how far it has come."""
+
+    old: str
+    new: str
+    migration: str
+    phase: Phase | Literal["compat"] = "verified"
+
+
+RETYPED = Case(OLD, NEW, MIGRATION)
+COMPAT = Case(OLD, NEW, MIGRATION, "compat")
+REPLACED = Case(ITEMS.format(key="int"), ITEMS.format(key="bigint"), REPLACE)
+FLIPPED = replace(REPLACED, phase="cutover")
+
+
 @dataclass
 class Migrating:
     """The database under migration with a sidecar, and one plain database for each of its versions."""
 
+    case: Case
     database: Database
     sidecar: Sidecar
     plain: dict[str, Database]
@@ -87,8 +132,8 @@ def fresh(cluster: Cluster, setup: str) -> Database:
     return database
 
 
-async def started(dsn: str, path: Path | None) -> None:
-    """The control schema, and the migration up to verified."""
+async def started(dsn: str, path: Path | None, phase: Phase | Literal["compat"] = "verified") -> None:
+    """The control schema, and the migration up to a phase (``compat``: completed, with the old version served on)."""
     conn = await connect(dsn)
     try:
         await install.install(conn)
@@ -97,20 +142,27 @@ async def started(dsn: str, path: Path | None) -> None:
     if path is None:
         return
     async with engine.working(dsn, 5) as session:
-        await engine.start(session, path, "public", "verified", Progress(quiet=True), Options())
+        options, progress = Options(compat=phase == "compat"), Progress(quiet=True)
+        if phase == "compat":
+            await engine.run(session, path, "public", "completed", timedelta(0), progress, options)
+        else:
+            await engine.start(session, path, "public", phase, progress, options)
 
 
 @pytest.fixture(scope="module")
-def fleet(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Migrating]:
-    """One for all tests of a module: they leave nothing behind that another one would see."""
+def fleet(
+    request: pytest.FixtureRequest, cluster: Cluster, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Migrating]:
+    """One for all tests of a module and a case: they leave nothing behind that another one would see."""
+    case: Case = getattr(request, "param", RETYPED)
     directory = tmp_path_factory.mktemp("replies")
-    migrated, old, new = (fresh(cluster, setup) for setup in (OLD, OLD, NEW))
+    migrated, old, new = (fresh(cluster, setup) for setup in (case.old, case.old, case.new))
     path = directory / "0001_state.yaml"
-    path.write_text(MIGRATION)
-    asyncio.run(started(migrated.dsn, path))
+    path.write_text(case.migration)
+    asyncio.run(started(migrated.dsn, path, case.phase))
     factory = SidecarFactory(migrated, directory)
     try:
-        yield Migrating(migrated, factory(), {"old": old, "new": new}, factory, AsyncExitStack())
+        yield Migrating(case, migrated, factory(), {"old": old, "new": new}, factory, AsyncExitStack())
     finally:
         for sidecar in factory.started:
             sidecar.terminate()
@@ -122,7 +174,7 @@ def fleet(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 async def migrating(fleet: Migrating) -> AsyncIterator[Migrating]:
     """The same, with the connections of one test."""
     async with AsyncExitStack() as stack:
-        yield Migrating(fleet.database, fleet.sidecar, fleet.plain, fleet.factory, stack)
+        yield replace(fleet, stack=stack)
 
 
 @pytest.fixture(scope="module")
