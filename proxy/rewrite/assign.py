@@ -1,31 +1,16 @@
-"""SET lists, of UPDATE and of ON CONFLICT DO UPDATE alike: names translated, mirrors appended."""
+"""SET lists, of UPDATE, of ON CONFLICT DO UPDATE and of MERGE alike: names translated, mirrors added."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from proxy.rewrite.mirror import default_text, set_items
+from proxy.rewrite.correlation import correlated
+from proxy.rewrite.multiassign import Change, mirror_changes
 from proxy.rewrite.reasons import Reason
 from proxy.rewrite.resolve import Scope, Source, undefined_column
 from proxy.rewrite.rules import Rule
+from proxy.rewrite.setlist import Assignment, take_apart
 from proxy.rewrite.work import Unmirrorable, Work
 from proxy.sql.parse import Node
 from proxy.sql.quote import ident
-from proxy.sql.repeatable import repeatable
-from proxy.sql.tokens import CLOSE, EQUALS, OPEN
-
-
-@dataclass(slots=True)
-class Assignment:
-    """One column of a SET list."""
-
-    column: str
-    """Physical name."""
-    node: Node
-    start: int
-    """Where the column's name stands, as a byte offset."""
-    partial: bool
-    """Whether a subscript or a field is assigned."""
 
 
 def assignments(work: Work, items: list[Node], target: Source, scope: Scope) -> list[Assignment]:
@@ -35,16 +20,19 @@ def assignments(work: Work, items: list[Node], target: Source, scope: Scope) -> 
         node = item["ResTarget"]
         value = node["val"]
         multiple = value.get("MultiAssignRef")
+        related = None
         if multiple is None:
             work.visit(value, scope)
         elif multiple.get("colno", 1) == 1:
             work.visit(multiple["source"], scope)
+            if target.rule is not None and "SubLink" in multiple["source"]:
+                related = correlated(multiple["source"]["SubLink"]["subselect"], scope)
         work.visit(node.get("indirection", []), scope)
         if target.rule is None:
             continue
         location = node.get("location", 0)
         column = set_name(work, target, node["name"], location)
-        result.append(Assignment(column, value, location, "indirection" in node))
+        result.append(Assignment(column, value, location, "indirection" in node, related))
     return result
 
 
@@ -66,59 +54,40 @@ def set_name(work: Work, target: Source, name: str, location: int) -> str:
 
 
 def mirror_set(work: Work, rule: Rule, qualifier: str, assigned: list[Assignment]) -> None:
-    """Append the mirrors of a SET list, or leave them to the guard."""
-    relevant = [item for item in assigned if item.column in rule.sources]
-    if not relevant:
-        return
-    if not work.dual_write:
-        work.leave_to_guard(
-            rule, Reason.GUARD_DUAL_WRITE_OFF, "Dual writes are switched off in this sidecar."
-        )
-        return
+    """Add the mirrors to a SET list, or leave them to the guard."""
     try:
-        if not work.inline:
-            raise Unmirrorable(Reason.GUARD_PREPARE, "The statement is only prepared here.")
-        values = {item.column: _value(work, rule, item) for item in relevant}
-        text = set_items(rule, qualifier, values)
+        changes = set_changes(work, rule, qualifier, assigned)
     except Unmirrorable as why:
         work.leave_to_guard(rule, why.reason, why.sentence)
         return
-    work.insert(_end_of_list(work, assigned[-1]), text, "mirror_set")
+    if changes:
+        write_changes(work, rule, changes)
+
+
+def set_changes(
+    work: Work, rule: Rule, qualifier: str, assigned: list[Assignment], *, in_merge: bool = False
+) -> list[Change]:
+    """The edits that mirror a SET list, none of them made; Unmirrorable if that must be left to the guard."""
+    if not any(item.column in rule.sources for item in assigned):
+        return []
+    require_inline(work, rule)
+    return mirror_changes(work, rule, qualifier, take_apart(work, assigned, in_merge=in_merge))
+
+
+def write_changes(work: Work, rule: Rule, changes: list[Change]) -> None:
+    """Make the edits of a SET list."""
+    for change in changes:
+        change.write(work)
     work.mirrored = True
     work.tell(Reason.DUAL_WRITE, f"Changes to {rule.model.qualified} are written to both shapes of the row.")
 
 
-def _value(work: Work, rule: Rule, item: Assignment) -> str:
-    """The SQL text of an assigned expression, if it may be repeated."""
-    if item.partial:
-        raise Unmirrorable(Reason.GUARD_SUBSCRIPT, f"Only a part of column {item.column} is assigned.")
-    if "MultiAssignRef" in item.node:
+def require_inline(work: Work, rule: Rule) -> None:
+    """Raise Unmirrorable where writes of this table are not mirrored by the statement itself."""
+    if not work.dual_write:
+        raise Unmirrorable(Reason.GUARD_DUAL_WRITE_OFF, "Dual writes are switched off in this sidecar.")
+    if not rule.model.inline:
         raise Unmirrorable(
-            Reason.GUARD_MULTI_ASSIGNMENT, f"Column {item.column} is assigned together with others."
+            Reason.GUARD_BEFORE_TRIGGER,
+            f"Triggers of {rule.model.qualified} may overrule what the statement writes.",
         )
-    if "SetToDefault" in item.node:
-        return default_text(rule.model.column(item.column))
-    tokens = work.tokens
-    first = tokens.after(EQUALS, tokens.at(item.start))
-    end = tokens.item_end(first)
-    start, stop = tokens.starts[first], tokens.ends[end - 1]
-    if not repeatable(item.node, stop - start):
-        raise Unmirrorable(
-            Reason.GUARD_VOLATILE_EXPRESSION,
-            f"What is assigned to column {item.column} may differ, or cost much, if written twice.",
-        )
-    return work.rendered(start, stop)
-
-
-def _end_of_list(work: Work, last: Assignment) -> int:
-    """The byte offset after a SET list's last item."""
-    tokens = work.tokens
-    at = tokens.at(last.start)
-    if "MultiAssignRef" in last.node:
-        depth = 0
-        while depth >= 0:  # out of the parenthesised list of names
-            at += 1
-            name = tokens.name(at)
-            depth += (name in OPEN) - (name in CLOSE)
-        at += 1
-    return tokens.ends[tokens.item_end(tokens.after(EQUALS, at)) - 1]

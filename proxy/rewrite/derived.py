@@ -19,7 +19,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from proxy.rewrite.mirror import default_text
+from proxy.rewrite.mirror import default_once
+from proxy.rewrite.model import Column
 from proxy.rewrite.reasons import Reason
 from proxy.rewrite.relations import is_star
 from proxy.rewrite.rules import INTERNAL_PREFIX, Rule
@@ -43,7 +44,6 @@ CAST_TYPES = frozenset(
 """Built-in types to which a cell may be cast; their arrays too."""
 
 _QUERY_PARTS = frozenset({"limitCount", "limitOffset", "lockingClause", "sortClause", "withClause"})
-"""With any of these, VALUES is a query of its own, and its types are settled like one's."""
 
 
 @dataclass(slots=True)
@@ -66,6 +66,8 @@ class Derived:
     """The same by column, for the mirrors; None for DEFAULT."""
     edits: list[tuple[int, int, str]] = field(default_factory=list)
     """Edits inside the client's query."""
+    defaults: list[str] = field(default_factory=list)
+    """Defaults of columns that the client does not give, each evaluated once for a row."""
 
     def give(self, column: str, text: str) -> None:
         """Add a column to the outer list."""
@@ -73,39 +75,75 @@ class Derived:
         self.outputs.append(text)
         self.cells[column] = text
 
+    def give_defaults(self, rule: Rule) -> None:
+        """Spell out the volatile defaults on which mirrors depend, after the columns of the client."""
+        for column in rule.model.columns:
+            if (
+                column.name in rule.sources
+                and self.cells.get(column.name) is None
+                and column.default_kind == "volatile"
+                and not column.identity
+            ):
+                self.defaults.append(default_once(column))
+                self.give(column.name, _column(self.width + len(self.defaults) - 1))
+
     def write(self, work: Work, added: Sequence[str], recipe: str = "mirror_insert") -> None:
         """Make the edits; ``added`` are the cells for what is written besides the client's columns."""
-        names = ", ".join(f"{INTERNAL_PREFIX}{at + 1}" for at in range(self.width))
-        work.insert(self.start, f"SELECT {', '.join([*self.outputs, *added])} FROM (", recipe)
+        head = f"SELECT {', '.join([*self.outputs, *added])} FROM ("
+        tail = f"{' OFFSET 0' if self.fence else ''}) AS {_alias(self.width)}"
+        if self.defaults and self.width:
+            head += f"SELECT {ROWS}.*, {', '.join(self.defaults)} FROM ("
+            tail += f" OFFSET 0) AS {_alias(self.width + len(self.defaults))}"
+        elif self.defaults:
+            head += f"SELECT {', '.join(self.defaults)}"
+            tail = f" OFFSET 0) AS {_alias(len(self.defaults))}"
+        if not self.width:
+            work.replace(self.start, self.end, head + tail, recipe)
+            return
+        work.insert(self.start, head, recipe)
         for start, end, text in self.edits:
             work.replace(start, end, text, recipe)
-        work.insert(self.end, f"{' OFFSET 0' if self.fence else ''}) AS {ROWS}({names})", recipe)
+        work.insert(self.end, tail, recipe)
 
 
 def from_query(
-    work: Work, rule: Rule, node: Node, columns: list[str], width: int | None, first: int
+    work: Work,
+    rule: Rule,
+    node: Node,
+    columns: list[str],
+    width: int | None,
+    first: int,
+    *,
+    assumed: bool = False,
 ) -> Derived:
     """The derived form of INSERT ... SELECT, whose query starts with the token ``first``.
 
-    ``width`` is how many columns the query has, as far as the text tells.
+    ``width`` is how many columns the query has, as far as the text tells. Where that is ``assumed`` and there is no
+    column list, the server must find more columns to be an error, as they were.
     """
     query: Node = node["selectStmt"]["SelectStmt"]
-    _no_overriding(node)
-    if width is None and "cols" in node and rule.model.guard == "sync":
-        # Only so many are right with a list; the prober asks the server. Without a guard there is no prober's choice.
-        width = len(columns)
     if width is None:
         raise _unmirrorable("The rows come from a query whose columns cannot be told from the text.")
     if width != len(columns) or not columns:
         raise _unmirrorable("The rows come from a query with another number of columns.")
     constants = _constants(query, width)
+    spread = assumed and "cols" not in node
+    if spread and constants:
+        raise _unmirrorable("The rows come from a query whose columns cannot be told apart.")
     end = query_end(work, node, first)
     tokens = work.tokens
     fence = "limitCount" not in query and "limitOffset" not in query
     derived = Derived(tokens.starts[first], tokens.ends[end - 1], fence, width)
     for at, column in enumerate(columns):
         _give(work, rule, derived, column, at, constants.get(at))
+    if spread:
+        derived.outputs = [f"{ROWS}.*"]
     return derived
+
+
+def from_defaults(start: int, end: int) -> Derived:
+    """The derived form of INSERT ... DEFAULT VALUES, which stands at these offsets."""
+    return Derived(start, end, False, 0)
 
 
 def from_rows(
@@ -120,9 +158,8 @@ def from_rows(
     """The derived form of INSERT ... VALUES; ``cells`` are the byte offsets of each row's cells."""
     query: Node = node["selectStmt"]["SelectStmt"]
     rows: list[list[Node]] = [row["List"]["items"] for row in query["valuesLists"]]
-    _no_overriding(node)
-    if not _QUERY_PARTS.isdisjoint(query) or any(len(row) != len(columns) for row in rows):
-        raise _unmirrorable("VALUES is part of a larger query, or its rows have another number of columns.")
+    if any(len(row) != len(columns) for row in rows):
+        raise _unmirrorable("The rows of VALUES have another number of columns.")
     derived = Derived(start, end, True, len(columns))
     for at, column in enumerate(columns):
         if all("SetToDefault" in row[at] for row in rows):
@@ -142,13 +179,17 @@ def _unmirrorable(sentence: str) -> Unmirrorable:
     return Unmirrorable(Reason.GUARD_INSERT_SELECT, sentence)
 
 
-def _no_overriding(node: Node) -> None:
-    if node.get("override", "OVERRIDING_NOT_SET") not in ("OVERRIDING_NOT_SET", "OVERRIDING_KIND_UNDEFINED"):
-        raise _unmirrorable("With OVERRIDING, only the server knows which values are taken.")
+def stands_alone(query: Node) -> bool:
+    """Whether VALUES is all there is: otherwise it is a query of its own, and its types are settled like one's."""
+    return _QUERY_PARTS.isdisjoint(query)
 
 
 def _column(at: int) -> str:
     return f"{ROWS}.{INTERNAL_PREFIX}{at + 1}"
+
+
+def _alias(width: int) -> str:
+    return f"{ROWS}({', '.join(f'{INTERNAL_PREFIX}{at + 1}' for at in range(width))})"
 
 
 def _give(work: Work, rule: Rule, derived: Derived, column: str, at: int, constant: Node | None) -> None:
@@ -175,12 +216,17 @@ def _cast(rule: Rule, column: str, cell: Node, span: tuple[int, int]) -> list[tu
     if column not in rule.types:
         raise _unmirrorable(f"There is no column {column}.")  # the server's to report
     known = rule.column(column)
-    if known.type.removesuffix("[]") not in CAST_TYPES:
+    if not castable(known):
         raise _unmirrorable(f"Values for column {column}, of type {known.type}, cannot be cast in advance.")
     start, end = span
     if "SetToDefault" in cell:
-        return [(start, end, f"CAST({default_text(known)} AS {known.type})")]
+        return [(start, end, f"CAST({default_once(known)} AS {known.type})")]
     return [(start, start, "CAST("), (end, end, f" AS {known.type})")]
+
+
+def castable(column: Column) -> bool:
+    """Whether a cast to the column's type without its modifier surely cuts nothing."""
+    return column.type.removesuffix("[]") in CAST_TYPES
 
 
 def _bare(value: Node) -> bool:
@@ -199,20 +245,25 @@ def _constants(query: Node, width: int) -> dict[int, Node]:
     if not bare:
         return {}
     spread = width - len(items)
-    if len(stars) > 1 or (spread and not stars) or spread < -1:
+    if (spread and not stars) or (stars and any(stars[0] < at < stars[-1] for at in bare)):
         raise _unmirrorable("The rows come from a query whose columns cannot be told apart.")
     places = {at: at if not stars or at < stars[0] else at + spread for at in bare}
-    referenced = set(_references(query))
-    if any(places[at] + 1 in referenced or items[at].get("name") in referenced for at in bare):
-        raise _unmirrorable("The rows come from a query that is sorted or grouped by a constant.")
-    return {place: items[at]["val"] for at, place in places.items()}
+    settled: set[int | str] = set(_references(query, ("sortClause", "distinctClause")))
+    grouped: set[int | str] = set(_references(query, ("groupClause",)))
+    if any(items[at].get("name") in grouped for at in bare):
+        raise _unmirrorable("The rows come from a query that is grouped by what may be a constant.")
+    settled |= {value for value in grouped if isinstance(value, int)}
+    # To be sorted or grouped by, a constant becomes a text, nested or not.
+    return {
+        place: items[at]["val"]
+        for at, place in places.items()
+        if place + 1 not in settled and items[at].get("name") not in settled
+    }
 
 
-def _references(query: Node) -> Iterator[int | str]:
-    """The positions and names by which a query sorts or groups: those expressions are given types there."""
-    pending: list[Node] = [
-        item for part in ("sortClause", "groupClause", "distinctClause") for item in query.get(part, ())
-    ]
+def _references(query: Node, parts: tuple[str, ...]) -> Iterator[int | str]:
+    """The positions and names by which a query sorts or groups."""
+    pending: list[Node] = [item for part in parts for item in query.get(part, ())]
     while pending:
         item = pending.pop()
         if "SortBy" in item:

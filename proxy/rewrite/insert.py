@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from proxy.rewrite.assign import assignments, set_name
-from proxy.rewrite.derived import ROWS, Derived, from_query, from_rows, query_end
+from proxy.rewrite.assign import assignments, require_inline, set_name
+from proxy.rewrite.derived import ROWS, Derived, from_defaults, from_query, from_rows, query_end, stands_alone
 from proxy.rewrite.insertion import Insertion
 from proxy.rewrite.mirror import inserted_columns, inserted_mark, inserted_values
 from proxy.rewrite.modify import returning
@@ -21,7 +21,6 @@ from proxy.rewrite.virtual_set import carry
 from proxy.rewrite.work import FALLBACK, Refused, Unmirrorable, Work
 from proxy.sql.parse import Node
 from proxy.sql.quote import ident, idents
-from proxy.sql.repeatable import repeatable
 from proxy.sql.tokens import LPAREN
 
 
@@ -75,10 +74,12 @@ class _Insert(Insertion):
         rule, work = self.rule, self.work
         if not rule.mirroring:
             return None
-        if not work.dual_write:
-            raise Unmirrorable(Reason.GUARD_DUAL_WRITE_OFF, "Dual writes are switched off in this sidecar.")
-        if not work.inline:
-            raise Unmirrorable(Reason.GUARD_PREPARE, "The statement is only prepared here.")
+        require_inline(work, rule)
+        if self._overridden(columns):
+            raise Unmirrorable(
+                Reason.GUARD_COMPUTED_COLUMN,
+                "OVERRIDING USER VALUE: only the server knows the value of an identity column.",
+            )
         if any("indirection" in column["ResTarget"] for column in self.node.get("cols", ())):
             raise Unmirrorable(Reason.GUARD_SUBSCRIPT, "Only a part of a column is inserted.")
         if self.query is not None and not self.rows:
@@ -91,12 +92,18 @@ class _Insert(Insertion):
         wanted = [(at, name) for at, name in enumerate(columns) if name in rule.sources]
         return [self._row(self._cells(row, wanted, at)) for at, row in enumerate(self.rows)]
 
+    def _overridden(self, columns: list[str]) -> bool:
+        """Whether values that mirrors depend on are given, and not taken."""
+        return self.node.get("override") == "OVERRIDING_USER_VALUE" and any(
+            name in self.rule.sources and self.rule.model.column(name).identity for name in columns
+        )
+
     def _derive(self, columns: list[str], why: Unmirrorable) -> None:
         """Write the derived form, or raise why this statement must be left to the guard."""
-        rule, work, node = self.rule, self.work, self.node
+        rule, work = self.rule, self.work
         if why.reason is Reason.GUARD_INSERT_SELECT:
-            derived = from_query(work, rule, node, columns, self.width, self.query_start())
-        elif why.reason is Reason.GUARD_VOLATILE_EXPRESSION:
+            derived = self._derived_query(columns)
+        elif why.reason in (Reason.GUARD_VOLATILE_EXPRESSION, Reason.GUARD_VOLATILE_DEFAULT):
             try:
                 derived = self._derived_rows(columns)
             except Unmirrorable as other:
@@ -104,6 +111,7 @@ class _Insert(Insertion):
                 raise Unmirrorable(why.reason, sentence) from other
         else:
             raise why
+        derived.give_defaults(rule)
         values, marked = self._row(derived.cells)
         added = inserted_columns(rule)
         mark = rule.mark
@@ -122,8 +130,22 @@ class _Insert(Insertion):
             " that each of its expressions is evaluated once.",
         )
 
+    def _derived_query(self, columns: list[str]) -> Derived:
+        width, assumed = self.width, False
+        if width is None and self.rule.model.guard == "sync" and self.work.declared is None:
+            # The prober asks the server. Without a guard, or inside PREPARE, it has no choice.
+            width, assumed = len(columns), True
+        return from_query(
+            self.work, self.rule, self.node, columns, width, self.query_start(), assumed=assumed
+        )
+
     def _derived_rows(self, columns: list[str]) -> Derived:
         tokens = self.work.tokens
+        if self.query is None:
+            first = self.target_end + 1
+            return from_defaults(tokens.starts[first], tokens.ends[tokens.names.index("VALUES", first)])
+        if not stands_alone(self.query):
+            return self._derived_query(columns)
         start = tokens.starts[self.values_keyword()]
         end = self.spans[-1][1] + 1  # the closing bracket has one byte
         return from_rows(
@@ -151,7 +173,7 @@ class _Insert(Insertion):
             start, end = spans[at]
             if "SetToDefault" in row[at]:
                 cells[name] = None
-            elif repeatable(row[at], end - start):
+            elif self.work.may_repeat(row[at], end - start):
                 cells[name] = self.work.rendered(start, end)
             else:
                 raise Unmirrorable(
@@ -175,10 +197,13 @@ class _Insert(Insertion):
         if self.width is None and self.rule.prefix and not marked and not extra:
             # A list could be longer than what the query gives, which without one is no error.
             return
-        self._insert(at, f" ({idents(tuple(columns))}", "expand_list")
+        # The fallback has such a list only where it must be.
+        taken = self.width is None and self.rule.prefix and self.rule.side == "old"
+        recipe = "mirror_insert" if taken else "expand_list"
+        self._insert(at, f" ({idents(tuple(columns))}", recipe)
         self._insert(at, extra, "mirror_insert")
         self._insert(at, marked, self.mark_recipe)
-        self._insert(at, ")", "expand_list")
+        self._insert(at, ")", recipe)
         work.tell(
             Reason.EXPAND_STAR, f"The column list of the version of {self.rule.model.qualified} is supplied."
         )
@@ -187,7 +212,15 @@ class _Insert(Insertion):
         work = self.work
         if self.query is None:
             values, marked = per_row[0]
-            self._default_values(inserted_columns(self.rule), values, marked)
+            default_values(
+                work,
+                self.rule,
+                self.target_end,
+                inserted_columns(self.rule),
+                values,
+                marked,
+                self.mark_recipe,
+            )
         else:
             for (values, marked), (_, close) in zip(per_row, self.spans, strict=True):
                 self._insert(close, "".join(f", {value}" for value in values), "mirror_insert")
@@ -198,27 +231,13 @@ class _Insert(Insertion):
     def _append_marks(self, recipe: str) -> None:
         """A new speaker's rows that the guard must complete: only the mark is added."""
         if self.query is None:
-            self._default_values([], [], "3::int2")
+            default_values(self.work, self.rule, self.target_end, [], [], "3::int2", recipe)
         elif self.rows:
             self.find_rows()
             for _, close in self.spans:
                 self.work.insert(close, ", 3::int2", recipe)
         else:
             self._mark_query(self.query, recipe)
-
-    def _default_values(self, names: list[str], values: list[str], marked: str) -> None:
-        """DEFAULT VALUES has no room for more: it becomes a list and a row of what is added."""
-        work, tokens, mark = self.work, self.work.tokens, self.rule.mark
-        start = self.target_end + 1
-        end = tokens.ends[tokens.names.index("VALUES", start)]
-        at = tokens.ends[self.target_end]
-        between = ", " if mark and names else ""
-        work.insert(at, " (", self.mark_recipe)
-        self._insert(at, ", ".join(map(ident, names)) + between, "mirror_insert")
-        work.insert(at, f"{ident(mark)})" if mark else ")", self.mark_recipe)
-        work.replace(tokens.starts[start], end, "VALUES (", self.mark_recipe)
-        self._insert(end, ", ".join(values) + between, "mirror_insert")
-        work.insert(end, f"{marked})" if mark else ")", self.mark_recipe)
 
     def _mark_query(self, query: Node, recipe: str) -> None:
         """Add the mark to the lists of a query, or around it where TABLE or VALUES leaves no place."""
@@ -245,6 +264,28 @@ class _Insert(Insertion):
     def _insert(self, at: int, text: str, recipe: str) -> None:
         if text:
             self.work.insert(at, text, recipe)
+
+
+def default_values(
+    work: Work, rule: Rule, after: int, names: list[str], values: list[str], marked: str, recipe: str
+) -> None:
+    """DEFAULT VALUES has no room for more: after the token ``after`` come a list and a row of what is added."""
+    tokens, mark = work.tokens, rule.mark
+    start = tokens.starts[after + 1]
+    end = tokens.ends[tokens.names.index("VALUES", after)]
+    at = tokens.ends[after]
+    between = ", " if mark and names else ""
+    edits = [
+        (at, " (", recipe),
+        (at, ", ".join(map(ident, names)) + between, "mirror_insert"),
+        (at, f"{ident(mark)})" if mark else ")", recipe),
+        (end, ", ".join(values) + between, "mirror_insert"),
+        (end, f"{marked})" if mark else ")", recipe),
+    ]
+    work.replace(start, end, "VALUES (", recipe)
+    for place, text, name in edits:
+        if text:
+            work.insert(place, text, name)
 
 
 def _leaves(query: Node) -> list[Node]:

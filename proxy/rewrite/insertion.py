@@ -78,12 +78,7 @@ class Insertion:
             if tokens.name(at) != LPAREN:
                 raise LookupError("a row of VALUES has no brackets")
             close = tokens.close_of(at)
-            cells = []
-            first = at + 1
-            while first <= close:
-                end = tokens.item_end(first)
-                cells.append((tokens.starts[first], tokens.ends[end - 1]))
-                first = end + 1
+            cells = tokens.items(at)
             if len(cells) != len(row):
                 raise LookupError("the cells of a row of VALUES were not found")
             self.spans.append((cells, tokens.starts[close]))

@@ -54,15 +54,20 @@ def inserted_arguments(rule: Rule, sources: tuple[str, ...], cells: Mapping[str,
 
 def default_text(column: Column) -> str:
     """What DEFAULT stands for, where the text of it may be repeated."""
+    if column.default_kind == "volatile" and not (column.identity or column.generated):
+        raise Unmirrorable(
+            Reason.GUARD_VOLATILE_DEFAULT,
+            f"The default of column {column.name} gives another value each time.",
+        )
+    return default_once(column)
+
+
+def default_once(column: Column) -> str:
+    """What DEFAULT stands for, where it is written down once."""
     if column.identity or column.generated:
         raise Unmirrorable(
             Reason.GUARD_COMPUTED_COLUMN,
             f"Only the server knows the value of column {column.name}: it is computed.",
-        )
-    if column.default_kind == "volatile":
-        raise Unmirrorable(
-            Reason.GUARD_VOLATILE_DEFAULT,
-            f"The default of column {column.name} gives another value each time.",
         )
     return "NULL" if column.default is None else column.default
 
@@ -72,16 +77,15 @@ def cast(rule: Rule, name: str, expression: str) -> str:
     return f"CAST({expression} AS {rule.types[name]})"
 
 
-def set_items(rule: Rule, qualifier: str, assigned: Mapping[str, str]) -> str:
-    """What to append to an UPDATE's SET list, the leading comma included; empty if nothing must be carried
-    over.
+def set_items(rule: Rule, qualifier: str, assigned: Mapping[str, str]) -> list[tuple[str, str]]:
+    """What an UPDATE must assign besides: columns and expressions, both as SQL text.
 
     ``assigned`` has the SQL text of each assigned expression by physical column; ``qualifier`` is the
     target's name in the statement, as SQL text. Only real changes cross over, so that saving an unchanged
     column does not destroy what only the other shape can hold.
     """
     values = {name: cast(rule, name, text) for name, text in assigned.items()}
-    items: list[str] = []
+    items: list[tuple[str, str]] = []
     crossing: dict[str, str] = {}
     for mirror in rule.mirrors:
         changes = _changes(rule, qualifier, mirror.sources, values)
@@ -90,14 +94,13 @@ def set_items(rule: Rule, qualifier: str, assigned: Mapping[str, str]) -> str:
         crossing.update(changes)
         call = _call(mirror, _arguments(qualifier, mirror.sources, values))
         target = ident(mirror.target)
-        items.append(
-            f"{target} = CASE WHEN {' OR '.join(changes.values())} THEN {call} ELSE {qualifier}.{target} END"
-        )
+        changed = " OR ".join(changes.values())
+        items.append((target, f"CASE WHEN {changed} THEN {call} ELSE {qualifier}.{target} END"))
     if rule.mark is not None:
         mark = _mark(rule, qualifier, values, crossing)
         if mark:
-            items.append(mark)
-    return "".join(f", {item}" for item in items)
+            items.append((ident(rule.mark), mark))
+    return items
 
 
 def _mark(rule: Rule, qualifier: str, values: Mapping[str, str], crossing: Mapping[str, str]) -> str:
@@ -112,16 +115,14 @@ def _mark(rule: Rule, qualifier: str, values: Mapping[str, str], crossing: Mappi
         toggled = f"CASE {qualifier}.{mark} WHEN {first} THEN {second}::int2 ELSE {first}::int2 END"
         if ok:
             toggled = f"CASE WHEN {ok} THEN {toggled} END"
-        return (
-            f"{mark} = CASE WHEN {' OR '.join(crossing.values())} THEN {toggled} ELSE {qualifier}.{mark} END"
-        )
+        return f"CASE WHEN {' OR '.join(crossing.values())} THEN {toggled} ELSE {qualifier}.{mark} END"
     changes = _changes(rule, qualifier, direction.ok_sources, values) if ok else {}
     if not changes:
         return ""
     # Nothing is carried over, but a constraint of the other shape may not hold any more: then the row is a
     # problem.
     changed = " OR ".join(changes.values())
-    return f"{mark} = CASE WHEN ({changed}) AND NOT {ok} THEN NULL ELSE {qualifier}.{mark} END"
+    return f"CASE WHEN ({changed}) AND NOT {ok} THEN NULL ELSE {qualifier}.{mark} END"
 
 
 def _changes(

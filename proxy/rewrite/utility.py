@@ -184,10 +184,15 @@ def _untranslated(rule: Rule, what: str) -> Refused:
 
 
 def prepare(work: Work, node: Node, scope: Scope) -> None:
-    """PREPARE: the inner statement, without mirrors (its parameters could not be used twice)."""
-    inline, work.inline = work.inline, False
+    """PREPARE: the inner statement; no prober tries it, so parameters have the types that the text gives them."""
+    types = [given["TypeName"] for given in node.get("argtypes", ())]
+    work.declared = frozenset(number for number, given in enumerate(types, 1) if not _unknown(given))
     work.visit(node["query"], scope)
-    work.inline = inline
+    work.declared = None
+
+
+def _unknown(name: Node) -> bool:
+    return bool(name["names"][-1]["String"].get("sval") == "unknown")
 
 
 def around(work: Work, node: Node, scope: Scope) -> None:

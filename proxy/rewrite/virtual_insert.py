@@ -6,7 +6,7 @@ twice then, and rows that a query gives, become a derived table (``proxy.rewrite
 
 from __future__ import annotations
 
-from proxy.rewrite.derived import Derived, from_query, from_rows
+from proxy.rewrite.derived import Derived, from_query, from_rows, stands_alone
 from proxy.rewrite.insertion import Insertion, Span
 from proxy.rewrite.reasons import Reason
 from proxy.rewrite.relations import is_star
@@ -16,7 +16,6 @@ from proxy.sql.quote import ident, idents
 from proxy.sql.repeatable import repeatable
 
 RECIPE = "virtual_write"
-_QUERY_PARTS = frozenset({"limitCount", "limitOffset", "lockingClause", "sortClause", "withClause"})
 
 
 class VirtualInsertion(Insertion):
@@ -30,7 +29,7 @@ class VirtualInsertion(Insertion):
         self._check_parts(columns)
         if self.query is None:
             self._default_values()
-        elif not self.rows or not _QUERY_PARTS.isdisjoint(self.query):
+        elif not self.rows or not stands_alone(self.query):
             self._derive(columns)
         elif any(is_star(cell) for row in self.rows for cell in row):
             raise refused(rule, "A row of VALUES is spread from a composite value.")

@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from proxy.rewrite.assign import Assignment, mirror_set
+from proxy.rewrite.assign import mirror_set
 from proxy.rewrite.derived import CAST_TYPES
 from proxy.rewrite.reasons import Reason
 from proxy.rewrite.relations import is_star
 from proxy.rewrite.rules import INTERNAL_PREFIX, Rule
+from proxy.rewrite.setlist import Assignment
 from proxy.rewrite.virtual import (
     check,
     crossed,

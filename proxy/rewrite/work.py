@@ -10,6 +10,7 @@ from proxy.rewrite.plan import Edit, Refusal
 from proxy.rewrite.reasons import Reason
 from proxy.rewrite.rules import INTERNAL_PREFIX, Catalog, Rule
 from proxy.sql.parse import Node
+from proxy.sql.repeatable import repeatable
 from proxy.sql.splice import ordered, render
 from proxy.sql.tokens import Tokens
 
@@ -53,6 +54,23 @@ class Unmirrorable(Exception):
         self.sentence = sentence
 
 
+def _typed(value: Any, declared: frozenset[int]) -> bool:
+    """Whether each parameter in an expression is cast or declared."""
+    if isinstance(value, list):
+        return all(_typed(item, declared) for item in value)
+    if not isinstance(value, dict):
+        return True
+    for key, child in value.items():
+        if key == "ParamRef":
+            if child.get("number") not in declared:
+                return False
+        elif key == "TypeCast" and "ParamRef" in child["arg"]:
+            continue
+        elif not _typed(child, declared):
+            return False
+    return True
+
+
 class Work:
     """Planning of one text under one version."""
 
@@ -70,8 +88,8 @@ class Work:
         self.search_path = search_path
         self.temporary = temporary
         self.dual_write = dual_write
-        self.inline = True
-        """False inside PREPARE, whose parameters have no types that two uses could share."""
+        self.declared: frozenset[int] | None = None
+        """Inside PREPARE, whose text no prober tries: the numbers of the parameters that have declared types."""
         self.named: dict[str, Rule] = {}
         """The tables with rules that the statement in hand names."""
         self.compares = False
@@ -97,6 +115,16 @@ class Work:
         if self._tokens is None:
             self._tokens = Tokens(self.text)
         return self._tokens
+
+    def may_repeat(self, node: Node, length: int) -> bool:
+        """Whether an expression that is assigned to a column may be written down twice.
+
+        Its second place is in a cast to the column's type. So a parameter that stands alone has that type in both; one
+        within an expression might get another one, unless it is cast or declared, or the prober gives all types.
+        """
+        if not repeatable(node, length):
+            return False
+        return self.declared is None or "ParamRef" in node or _typed(node, self.declared)
 
     def rule_of(self, relation: Node) -> Rule | None:
         """The rule of the table that a RangeVar means (which the caller knows to be no CTE)."""

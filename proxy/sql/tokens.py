@@ -7,6 +7,7 @@ left out. Built only for statements that will be rewritten: one scan takes about
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Iterator
 
 from pglast.parser import scan
 
@@ -29,6 +30,8 @@ CLAUSES = frozenset(
     }
 )  # fmt: skip
 """Reserved words that end an expression which stands outside parentheses."""
+
+_CASE = {"CASE": 1, "END_P": -1, "THEN": 0, "WHEN": 0}
 
 
 class UnclearNames(ValueError):
@@ -105,13 +108,13 @@ class Tokens:
             raise LookupError(f"no {wanted} after token {index}")
         return at + 1
 
-    def item_end(self, index: int) -> int:
+    def item_end(self, index: int, *, before_when: bool = False) -> int:
         """The index one past the expression (or list item) that starts at ``index``.
 
         It ends before a comma, a clause's reserved word, a closing bracket or a semicolon, all at its own
-        depth.
+        depth; and, where ``before_when`` says so, before a WHEN that belongs to no CASE.
         """
-        depth = 0
+        depth = cases = 0
         names = self.names
         for at in range(index, len(names)):
             name = names[at]
@@ -126,7 +129,40 @@ class Tokens:
                     return at
                 if name in CLAUSES and not self._inside(at):
                     return at
+                if before_when and name in _CASE and self.name(at - 1) not in (DOT, "AS"):
+                    if name == "WHEN" and cases == 0:
+                        return at
+                    cases += _CASE[name]
         return len(names)
+
+    def items(self, index: int) -> list[tuple[int, int]]:
+        """The byte offsets of the expressions between the bracket at ``index`` and the one that closes it."""
+        spans = []
+        close = self.close_of(index)
+        first = index + 1
+        while first <= close:
+            end = self.item_end(first)
+            spans.append((self.starts[first], self.ends[end - 1]))
+            first = end + 1
+        return spans
+
+    def outside_case(self, wanted: str, index: int) -> Iterator[int]:
+        """The indexes, from ``index`` on and at its depth, of each token of that name that belongs to no CASE."""
+        depth = cases = 0
+        for at in range(index, len(self.names)):
+            name = self.names[at]
+            if name in OPEN:
+                depth += 1
+            elif name in CLOSE:
+                depth -= 1
+                if depth < 0:
+                    return
+            elif depth == 0 and name == SEMICOLON:
+                return
+            elif depth == 0 and name in _CASE and self.name(at - 1) not in (DOT, "AS"):
+                if name == wanted and cases == 0:
+                    yield at
+                cases += _CASE[name]
 
     def _inside(self, index: int) -> bool:
         """Whether a clause's word at ``index`` is part of an expression: a label, or IS DISTINCT FROM and the like."""

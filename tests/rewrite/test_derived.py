@@ -300,9 +300,60 @@ def test_without_a_guard_no_width_is_taken_on_trust() -> None:
     assert Planner([bare], "old").plan(b"INSERT INTO orders (note, amount) SELECT b, c FROM a").mirrored
 
 
-def test_a_volatile_default_of_a_source_is_still_the_guards() -> None:
-    table = replace(
-        STATUS, up=replace(STATUS.up, mirrors=(replace(STATUS.up.mirrors[0], sources=("status", "id")),))
-    )
-    plan = Planner([table], "old").plan(b"INSERT INTO orders (status) SELECT a FROM b")
-    assert (plan.reason, plan.guarded) == ("guard_volatile_default", True)
+KEYED = replace(
+    STATUS, up=replace(STATUS.up, mirrors=(replace(STATUS.up.mirrors[0], sources=("status", "id")),))
+)
+"""A mirror depends on a column with a volatile default."""
+
+ROW = (
+    "_dualwire_rows._dualwire_1, _dualwire_rows._dualwire_2,"
+    " dualwire.up_3_1(CAST(_dualwire_rows._dualwire_1 AS text), CAST(_dualwire_rows._dualwire_2 AS bigint)), 1::int2"
+)
+
+
+@pytest.mark.parametrize(
+    ("sql", "expected"),
+    [
+        (
+            "INSERT INTO orders (status) SELECT a FROM b ORDER BY c",
+            'INSERT INTO orders ("status", "id", "_dualwire_new_state", "_dualwire_mark")'
+            f" SELECT {ROW} FROM (SELECT _dualwire_rows.*, nextval('s') FROM (SELECT a FROM b ORDER BY c OFFSET 0)"
+            " AS _dualwire_rows(_dualwire_1) OFFSET 0) AS _dualwire_rows(_dualwire_1, _dualwire_2)",
+        ),
+        (
+            "INSERT INTO orders VALUES (DEFAULT, 'x')",
+            'INSERT INTO orders ("status", "id", "_dualwire_new_state", "_dualwire_mark") SELECT \'x\','
+            " _dualwire_rows._dualwire_3,"
+            " dualwire.up_3_1(CAST('x' AS text), CAST(_dualwire_rows._dualwire_3 AS bigint)),"
+            " 1::int2 FROM (SELECT _dualwire_rows.*, nextval('s') FROM (VALUES (NULL, NULL) OFFSET 0)"
+            " AS _dualwire_rows(_dualwire_1, _dualwire_2) OFFSET 0)"
+            " AS _dualwire_rows(_dualwire_1, _dualwire_2, _dualwire_3)",
+        ),
+        (
+            "INSERT INTO orders (status, id) VALUES ('x', DEFAULT), ('y', 3)",
+            'INSERT INTO orders (status, id, "_dualwire_new_state", "_dualwire_mark")'
+            f" SELECT {ROW} FROM (VALUES (CAST('x' AS text), CAST(nextval('s') AS bigint)),"
+            " (CAST('y' AS text), CAST(3 AS bigint)) OFFSET 0) AS _dualwire_rows(_dualwire_1, _dualwire_2)",
+        ),
+        (
+            "INSERT INTO orders DEFAULT VALUES RETURNING id",
+            'INSERT INTO orders ("id", "_dualwire_new_state", "_dualwire_mark") SELECT _dualwire_rows._dualwire_1,'
+            " dualwire.up_3_1(CAST('new'::text AS text), CAST(_dualwire_rows._dualwire_1 AS bigint)), 1::int2"
+            " FROM (SELECT nextval('s') OFFSET 0) AS _dualwire_rows(_dualwire_1) RETURNING id",
+        ),
+    ],
+)
+def test_a_volatile_default_of_a_source_is_spelled_out_and_evaluated_once(sql: str, expected: str) -> None:
+    result, fallback = texts(sql, table=KEYED)
+    assert result == expected
+    assert fallback == sql.replace("orders VALUES", 'orders ("id", "status") VALUES')
+
+
+def test_rows_that_mix_default_and_values_of_an_identity_column_are_left_to_the_guard() -> None:
+    identity = replace(STATUS.columns[0], default=None, default_kind="none", identity="d")
+    table = replace(STATUS, columns=(identity, *STATUS.columns[1:]))
+    mixed = b"INSERT INTO orders (id, status) VALUES (DEFAULT, random()), (2, 'x')"
+    plan = Planner([table], "old").plan(mixed)
+    assert (plan.reason, plan.guarded) == ("guard_volatile_expression", True)
+    assert "Only the server knows the value of column id: it is computed." in plan.explanations[0]
+    assert Planner([table], "old").plan(mixed.replace(b"(2, ", b"(DEFAULT, ")).mirrored

@@ -124,13 +124,21 @@ def test_an_upsert_is_translated_in_all_its_parts() -> None:
             'INSERT INTO orders ("_dualwire_new_state", "_dualwire_mark") VALUES (random()::text, 3::int2) LIMIT 1',
         ),
         (
+            "MERGE INTO orders o USING a ON o.state = a.s WHEN MATCHED THEN UPDATE SET state = 'x'"
+            " WHEN NOT MATCHED THEN INSERT VALUES (a.i, a.s) WHEN NOT MATCHED THEN INSERT DEFAULT VALUES",
+            'MERGE INTO orders o USING a ON o."_dualwire_new_state" = a.s'
+            " WHEN MATCHED THEN UPDATE SET \"_dualwire_new_state\" = 'x' WHEN NOT MATCHED THEN"
+            ' INSERT ("id", "_dualwire_new_state", "_dualwire_mark") VALUES (a.i, a.s, 3::int2)'
+            ' WHEN NOT MATCHED THEN INSERT ("_dualwire_mark") VALUES (3::int2)',
+        ),
+        (
             "PREPARE p AS INSERT INTO orders (state) VALUES ($1)",
             'PREPARE p AS INSERT INTO orders ("_dualwire_new_state", "_dualwire_mark") VALUES ($1, 3::int2)',
         ),
     ],
 )
 def test_rows_that_the_guard_completes_carry_the_mark_of_a_new_speaker(sql: str, expected: str) -> None:
-    result = plan(sql)
+    result = plan(sql, replace(STATUS, inline=False))
     assert result.text.decode() == expected
     assert (result.guarded, result.mirrored) == (True, False)
 
@@ -181,7 +189,6 @@ def test_a_name_that_is_surely_anothers_is_left_alone() -> None:
     "sql",
     [
         "COPY orders FROM STDIN",
-        "MERGE INTO orders USING a ON true WHEN MATCHED THEN DELETE",
         "CREATE INDEX ON orders (state)",
         "COMMENT ON COLUMN orders.state IS 'x'",
         "GRANT SELECT (state) ON orders TO public",
@@ -214,6 +221,32 @@ def test_what_is_not_translated_is_refused_with_a_hint(sql: str) -> None:
 def test_what_names_no_translated_column_passes(sql: str) -> None:
     data = sql.encode()
     assert Planner([STATUS], "new").plan(data).text is data
+
+
+def test_a_merge_is_translated_and_mirrored_in_each_action() -> None:
+    changed = '"o"."_dualwire_new_state" IS DISTINCT FROM CAST(a.s AS text)'
+    assert text(
+        "MERGE INTO orders o USING a ON o.id = a.i WHEN MATCHED AND state = 'x' THEN DELETE"
+        " WHEN MATCHED THEN UPDATE SET state = a.s WHEN NOT MATCHED BY SOURCE THEN DO NOTHING"
+        " WHEN NOT MATCHED THEN INSERT (state) VALUES (a.s) RETURNING merge_action(), old.state"
+    ) == (
+        'MERGE INTO orders o USING a ON o.id = a.i WHEN MATCHED AND "o"."_dualwire_new_state" = \'x\' THEN DELETE'
+        f' WHEN MATCHED THEN UPDATE SET "_dualwire_new_state" = a.s, "status" = CASE WHEN {changed} THEN'
+        f' dualwire.down_3_1(CAST(a.s AS text)) ELSE "o"."status" END, "_dualwire_mark" = CASE WHEN {changed} THEN'
+        ' CASE "o"."_dualwire_mark" WHEN 3 THEN 4::int2 ELSE 3::int2 END ELSE "o"."_dualwire_mark" END'
+        " WHEN NOT MATCHED BY SOURCE THEN DO NOTHING WHEN NOT MATCHED THEN"
+        ' INSERT ("_dualwire_new_state", "status", "_dualwire_mark")'
+        " VALUES (a.s, dualwire.down_3_1(CAST(a.s AS text)), 3::int2)"
+        ' RETURNING merge_action(), old."_dualwire_new_state" AS "state"'
+    )
+
+
+def test_what_an_inserting_action_says_is_never_taken_for_the_targets() -> None:
+    result = text(
+        "MERGE INTO orders o USING a ON o.id = a.i WHEN NOT MATCHED AND state > 'a' THEN INSERT VALUES (1, state)"
+    )
+    assert "AND state > 'a' THEN" in result
+    assert "VALUES (1, state, dualwire.down_3_1(CAST(state AS text)), 3::int2)" in result
 
 
 def test_a_merge_may_read_the_table() -> None:

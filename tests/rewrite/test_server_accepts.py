@@ -242,6 +242,9 @@ async def test_what_the_server_accepts_it_accepts_rewritten(database: Any, side:
                 assert isinstance(got, str) or expected in ("42702", "42601"), (sql, plan.text.decode())
             elif got == "42601" and side == "new" and sql.startswith("INSERT"):
                 pass  # a star of unknown width, and no column list: taken for as wide as the version
+            elif got in ("42601", "42P10") and sql.startswith("INSERT"):
+                assert plan.fallback is not None  # likewise, but without mirrors it needs no list
+                assert await described(migrated, plan.fallback.text.decode()) == expected, sql
             else:
                 accepted += 1
                 assert got == expected, (sql, plan.text.decode())
