@@ -6,6 +6,11 @@ after the row locks of its statement were taken, and each statement in a plpgsql
 under READ COMMITTED, so a key can be synchronized late, twice or in any order. Under REPEATABLE READ the row that
 somebody else changed has a newer version, which the statement meets (40001).
 
+Under REPEATABLE READ a key may even show two rows: one that somebody else has deleted since the snapshot, and the one
+that this transaction has put in its place. A key that fires a trigger belongs to this transaction, so of the source
+table only rows count that it wrote itself: those with an ``age(xmin)`` of zero or less (a row that an older snapshot
+shows was written before this transaction had an id). A repair is no write and looks at any row (mode ``repair``).
+
 *Forward*, from the authoritative table, mirrors have transition tables (one statement mirrors all rows; row triggers
 on a partitioned table, because those of statements do not fire for a partition that is named directly). *Reverse*,
 from the other table, row triggers carry back what came by some other way: psql, a function, a cascade. What a forward
@@ -26,8 +31,11 @@ from migrator.sqltext import dollar, ident, literal, names
 SETTING = "dualwire.mirroring"
 TRIGGER = "zzz_dualwire_mirror"
 BEFORE, AFTER = "dualwire_before", "dualwire_after"
+OWN = "age(s.xmin) <= 0"
+"""SQL: this transaction wrote the source row."""
 PASSING = "'08', '25', '40', '53', '54', '55', '57', '58', 'XX'"
 """Classes of errors that are not about the row."""
+NOT_TAKEN = "the other table has another row with this primary key, or a trigger did not take the row"
 
 
 def trigger_name(kind: str) -> str:
@@ -321,10 +329,10 @@ def _insert(design: ReplaceDesign, to: Side, source: str) -> str:
     where = ""
     if design.wide(to):
         where = " WHERE " + design.paired("t.", "excluded.")
-    action = f"DO UPDATE SET {sets}{where}" if sets else "DO NOTHING"
+    sets = sets or f"{ident(design.touch)} = t.{ident(design.touch)}"
     return (
         f"INSERT INTO {design.table(to)} AS t ({columns}) OVERRIDING SYSTEM VALUE"
-        f" SELECT {values} FROM {source} ON CONFLICT ({key}) {action}"
+        f" SELECT {values} FROM {source} ON CONFLICT ({key}) DO UPDATE SET {sets}{where}"
     )
 
 
@@ -347,6 +355,7 @@ def _sync(design: ReplaceDesign, to: Side) -> list[str]:
     """Bring one key of the target up to date; gives why that cannot be done, or NULL."""
     source, target = design.table(other(to)), design.table(to)
     mine = " AND ".join(f"s.{ident(n)} = k{i}" for i, n in enumerate(design.pair_names, start=1))
+    mine += f" AND (a_mode = 'repair' OR {OWN})"
     theirs = " AND ".join(f"t.{ident(n)} = k{i}" for i, n in enumerate(design.pair_names, start=1))
     values = {c.name: c.computed(to, "s.") for c in design.written()}
     sets = ", ".join(f"{ident(n)} = {values[n]}" for n in _set_columns(design))
@@ -356,31 +365,35 @@ def _sync(design: ReplaceDesign, to: Side) -> list[str]:
         update = f"PERFORM FROM {target} AS t, {source} AS s WHERE {mine} AND {theirs};"
     body = f"""
 BEGIN
-    {update}
-    IF NOT FOUND THEN
-        IF EXISTS (SELECT FROM {source} AS s WHERE {mine}) THEN
-            {_insert(design, to, f"{source} AS s WHERE {mine}")};
-            IF NOT FOUND THEN
-                RETURN 'the other table has another row with this primary key, or a trigger did not take the row';
-            END IF;
-        ELSE
-            DELETE FROM {target} AS t WHERE {theirs};
+    IF NOT EXISTS (SELECT FROM {source} AS s WHERE {mine}) THEN
+        DELETE FROM {target} AS t WHERE {theirs};
+        RETURN NULL;
+    END IF;
+    IF a_mode = 'reverse' THEN
+        -- The triggers of the authoritative table see an update as one.
+        {update}
+        IF FOUND THEN
+            RETURN NULL;
         END IF;
+    END IF;
+    {_insert(design, to, f"{source} AS s WHERE {mine}")};
+    IF NOT FOUND THEN
+        RETURN {literal(NOT_TAKEN)};
     END IF;
     RETURN NULL;
 EXCEPTION WHEN OTHERS THEN
-    IF {_fatal(design, "a_reverse")} THEN
+    IF {_fatal(design, "a_mode = 'reverse'")} THEN
         RAISE;
     END IF;
     RETURN SQLERRM;
 END"""
-    arguments = f"{_pair_arguments(design, other(to))}, a_reverse boolean"
+    arguments = f"{_pair_arguments(design, other(to))}, a_mode text"
     name = function_name(design, "sync", to)
     return _function(name, arguments, "text", _settings(design), body, definer=False)
 
 
-def _call(design: ReplaceDesign, to: Side, prefix: str, reverse: str) -> str:
-    return f"{function_name(design, 'sync', to)}({names(design.pair_names, prefix)}, {reverse})"
+def _call(design: ReplaceDesign, to: Side, prefix: str) -> str:
+    return f"{function_name(design, 'sync', to)}({names(design.pair_names, prefix)}, TG_ARGV[0])"
 
 
 def _depth(design: ReplaceDesign) -> str:
@@ -414,10 +427,10 @@ BEGIN
     BEGIN
         IF TG_OP <> 'INSERT' THEN
             DELETE FROM {target} AS t USING {BEFORE} AS k WHERE {design.paired("t.", "k.")}
-                AND NOT EXISTS (SELECT FROM {source} AS s WHERE {design.paired("s.", "k.")});
+                AND NOT EXISTS (SELECT FROM {source} AS s WHERE {design.paired("s.", "k.")} AND {OWN});
         END IF;
         IF TG_OP <> 'DELETE' THEN
-            {_insert(design, to, f"{AFTER} AS k JOIN {source} AS s ON {design.paired('s.', 'k.')}")};{short}
+            {_insert(design, to, f"{AFTER} AS k JOIN {source} AS s ON {design.paired('s.', 'k.')} AND {OWN}")};{short}
         END IF;
         IF EXISTS (SELECT FROM dualwire.problem p WHERE {design.problems_where}) THEN
             IF TG_OP <> 'INSERT' THEN
@@ -439,7 +452,7 @@ BEGIN
         todo := ARRAY(SELECT {design.key_json("k.")} FROM {BEFORE} AS k);
         FOREACH item IN ARRAY todo LOOP
             PERFORM dualwire.note_{design.tag}(item, '{side}',
-                {function_name(design, "sync", to)}({json_arguments}, false));
+                {function_name(design, "sync", to)}({json_arguments}, 'forward'));
         END LOOP;
     END IF;
     IF TG_OP <> 'DELETE' THEN
@@ -449,7 +462,7 @@ BEGIN
             failed := '{{}}';
             reasons := '{{}}';
             FOREACH item IN ARRAY todo LOOP
-                reason := {function_name(design, "sync", to)}({json_arguments}, false);
+                reason := {function_name(design, "sync", to)}({json_arguments}, 'forward');
                 IF reason IS NULL THEN
                     PERFORM dualwire.note_{design.tag}(item, '{side}', NULL);
                 ELSE
@@ -475,11 +488,10 @@ def _row(design: ReplaceDesign, to: Side) -> list[str]:
     """The mirror of a single row, forward from a partitioned table or reverse."""
     side = other(to)
     changed = f"({names(design.pair_names, 'OLD.')}) IS DISTINCT FROM ({names(design.pair_names, 'NEW.')})"
-    reverse = "TG_ARGV[0] = 'reverse'"
 
     def one(prefix: str, indent: str) -> str:
         return (
-            f"reason := {_call(design, to, prefix, reverse)};\n"
+            f"reason := {_call(design, to, prefix)};\n"
             f"{indent}IF reason IS NOT NULL OR listed THEN\n"
             f"{indent}    PERFORM dualwire.note_{design.tag}({design.key_json(prefix)}, '{side}', reason);\n"
             f"{indent}END IF;"
@@ -490,7 +502,7 @@ DECLARE
     reason text;
     listed constant boolean := EXISTS (SELECT FROM dualwire.problem p WHERE {design.problems_where});
 BEGIN
-    IF NOT ({reverse}) THEN
+    IF TG_ARGV[0] = 'forward' THEN
         {_depth(design)}
     END IF;
     IF TG_OP = 'DELETE' THEN

@@ -49,7 +49,7 @@ class Sequence(Frozen):
     name: str
     type: str
     options: str
-    """As after AS IDENTITY, but START."""
+    """As after AS IDENTITY."""
 
 
 class Publication(Frozen):
@@ -133,8 +133,10 @@ SELECT json_build_object(
   'sequences', coalesce((
     SELECT json_agg(json_build_object(
       'column', a.attname, 'schema_name', n.nspname, 'name', s.relname, 'type', format_type(q.seqtypid, NULL),
-      'options', format('INCREMENT %s MINVALUE %s CACHE %s%s', q.seqincrement, q.seqmin, q.seqcache,
-                        CASE WHEN q.seqcycle THEN ' CYCLE' ELSE '' END)) ORDER BY a.attnum)
+      'options', format('START %s INCREMENT %s MINVALUE %s CACHE %s%s%s', q.seqstart, q.seqincrement, q.seqmin,
+                        q.seqcache, CASE WHEN q.seqcycle THEN ' CYCLE' ELSE '' END,
+                        CASE WHEN q.seqmax NOT IN (32767, 2147483647, 9223372036854775807)
+                          THEN ' MAXVALUE ' || q.seqmax ELSE '' END)) ORDER BY a.attnum)
     FROM pg_depend d JOIN pg_class s ON s.oid = d.objid AND s.relkind = 'S'
     JOIN pg_namespace n ON n.oid = s.relnamespace JOIN pg_sequence q ON q.seqrelid = s.oid
     JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = d.refobjsubid

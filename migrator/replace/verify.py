@@ -158,7 +158,7 @@ async def repair_key(ctx: Context, design: ReplaceDesign, side: Side, key: dict[
     """One key: the authoritative row is locked first, then its twin is synchronized with a fresh snapshot."""
     kinds = [p.of(side) for p in design.pair]
     values = [f"CAST({literal(str(key[n]))} AS {k})" for n, k in zip(design.pair_names, kinds, strict=True)]
-    sync = f"{function_name(design, 'sync', other(side))}({', '.join(values)}, false)"
+    sync = f"{function_name(design, 'sync', other(side))}({', '.join(values)}, 'repair')"
     async with ctx.session.transaction() as conn:
         await conn.execute(f"SELECT set_config('{SETTING}', '{design.tag}:0', true)")
         for table in (design.table(side), design.table(other(side))):
