@@ -48,7 +48,7 @@ def strict_name(constraint: ConstraintDesign) -> str:
     return constraint.name if constraint.kind == "not_null" else cut("_dualwire_ck_", constraint.name)
 
 
-def arm(table: TableDesign, function: str, migration: int, *, partitioned: bool = False) -> list[str]:
+def arm(table: TableDesign, function: str, migration: int) -> list[str]:
     """What is installed before the backfill."""
     if not table.mark or table.guard == "sync":
         return []
@@ -63,7 +63,7 @@ def arm(table: TableDesign, function: str, migration: int, *, partitioned: bool 
             f"ALTER TABLE {table.sql} ALTER COLUMN {ident(MARK)} SET DEFAULT 1",
             _add_check(table, "true"),
         ]
-    return [*statements, *_fence(table, function, migration, partitioned)]
+    return [*statements, *_fence(table, function, migration)]
 
 
 def strengthen(table: TableDesign) -> list[str]:
@@ -126,7 +126,7 @@ def _drop_check(table: TableDesign) -> str:
     return f"ALTER TABLE {table.sql} DROP CONSTRAINT IF EXISTS {ident(GUARD_CHECK)}"
 
 
-def _fence(table: TableDesign, function: str, migration: int, partitioned: bool) -> list[str]:
+def _fence(table: TableDesign, function: str, migration: int) -> list[str]:
     watched = dict.fromkeys(
         [*table.up.sources, *table.up.targets, *table.down.sources, *table.down.targets, MARK]
     )
@@ -154,7 +154,7 @@ END"""
         f"REVOKE ALL ON FUNCTION {function}() FROM PUBLIC",
     ]
     each = f"{unknown} EXECUTE FUNCTION {function}()"
-    if partitioned:
+    if table.partitioned:
         # Row triggers are cloned to partitions, so one that is named directly has it as well.
         return [
             *head,

@@ -60,6 +60,8 @@ class CatalogCheck(Frozen):
     columns: list[str]
     definition: str
     validated: bool
+    inherited: bool
+    """A partition's, which is the parent's as well."""
 
 
 class CatalogIndex(Frozen):
@@ -74,6 +76,8 @@ class CatalogIndex(Frozen):
     unique: bool
     constraint: bool
     valid: bool
+    inherited: bool
+    """A partition's part of the parent's index."""
 
 
 class CatalogTrigger(Frozen):
@@ -117,6 +121,9 @@ class CatalogTable(Frozen):
     row_security: bool
     has_rules: bool
     instead_rules: bool
+    ancestors: list[int]
+    """The partitioned tables above it."""
+    partition_key: list[str]
     rows: int
     bytes: int
     columns: list[CatalogColumn]
@@ -189,6 +196,12 @@ SELECT json_build_object(
   'has_rules', EXISTS (SELECT FROM pg_rewrite r WHERE r.ev_class = c.oid AND r.rulename <> '_RETURN'),
   'instead_rules', EXISTS (
     SELECT FROM pg_rewrite r WHERE r.ev_class = c.oid AND r.rulename <> '_RETURN' AND r.is_instead),
+  'ancestors', coalesce((
+    SELECT json_agg(a.relid::oid::bigint) FROM pg_partition_ancestors(c.oid) a WHERE a.relid <> c.oid), '[]'),
+  'partition_key', coalesce((
+    SELECT json_agg(a.attname) FROM pg_attribute a JOIN pg_depend d ON d.objsubid = a.attnum
+    WHERE a.attrelid = c.oid AND d.classid = 'pg_class'::regclass AND d.refclassid = 'pg_class'::regclass
+      AND d.objid = c.oid AND d.refobjid = c.oid AND d.refobjsubid = 0 AND d.deptype = 'i'), '[]'),
   'rows', greatest(c.reltuples, 0)::bigint,
   'bytes', CASE WHEN c.relkind IN ('r', 'm') THEN pg_table_size(c.oid) ELSE 0 END)
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = $1
@@ -237,7 +250,7 @@ WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum
 _CONSTRAINTS = """
 SELECT json_build_object(
   'name', o.conname, 'kind', o.contype, 'definition', pg_get_constraintdef(o.oid),
-  'validated', o.convalidated,
+  'validated', o.convalidated, 'inherited', o.coninhcount > 0 OR o.conparentid <> 0,
   'columns', coalesce((
     SELECT json_agg(a.attname ORDER BY k.place)
     FROM unnest(o.conkey) WITH ORDINALITY k(number, place)
@@ -249,6 +262,7 @@ _INDEXES = """
 SELECT json_build_object(
   'name', c.relname, 'definition', pg_get_indexdef(i.indexrelid), 'unique', i.indisunique,
   'plain', i.indexprs IS NULL AND i.indpred IS NULL, 'valid', i.indisvalid,
+  'inherited', EXISTS (SELECT FROM pg_inherits h WHERE h.inhrelid = i.indexrelid),
   'constraint', EXISTS (SELECT FROM pg_constraint o WHERE o.conindid = i.indexrelid AND o.conrelid = i.indrelid),
   'columns', coalesce((
     SELECT json_agg(DISTINCT a.attname) FROM pg_attribute a

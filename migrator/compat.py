@@ -22,7 +22,7 @@ from migrator.catalog import CatalogColumn, CatalogTable
 from migrator.design import Design, Finding, TableDesign
 from migrator.expressions import parameters, parse_expression, render
 from migrator.functions import settings_for, volatility_of
-from migrator.models import plain, settled
+from migrator.models import completed, plain
 from migrator.sqltext import cut, dollar, ident, literal
 from proxy.control.routing import Routing
 from proxy.rewrite.model import Column, Direction, LogicalColumn, Mirror, TableModel, Virtual
@@ -318,13 +318,14 @@ def _twin(
 # -- models --------------------------------------------------------------------------------------------------
 
 
-def closed_model(closed: TableModel, served: Served | None) -> TableModel:
-    """A table between closed and the swap: physical names are the migration's."""
+def closed_model(closed: TableModel, served: Served | None, table: TableDesign) -> TableModel:
+    """A table, or a partition of it, between closed and the swap: physical names are the migration's."""
     if served is None:
         return closed
+    place = {name: at for at, (name, _) in enumerate(table.orders(closed.oid)[0])}
     return replace(
         closed,
-        old=served.old,
+        old=tuple(sorted(served.old, key=lambda c: place.get(c.name, len(place)))),
         virtuals=served.virtuals,
         up=served.up,
         guard="off",
@@ -338,16 +339,16 @@ def completed_model(routing: Routing, table: TableDesign, catalog: CatalogTable)
     Args:
         routing: the state before it.
     """
-    before = next((t for t in routing.tables if t.oid == table.oid), None)
+    before = next((t for t in routing.tables if t.oid == catalog.oid), None)
     if not routing.compat or before is None or before.twin_old is None:
-        return settled(catalog, table.final)
+        return completed(table, catalog)
     final = {physical: name for name, physical in table.new}
 
     def named(name: str) -> str:
         return final.get(name, name)
 
     return replace(
-        plain(catalog, table.final),
+        plain(catalog, [(name, name) for name, _ in table.orders(catalog.oid)[1]]),
         guard="off",
         twin_old=before.twin_old,
         old=tuple(LogicalColumn(c.name, named(c.column)) for c in before.old),

@@ -188,6 +188,9 @@ class TableDesign(Value):
     guard: Guard = "sync"
     inline: bool = True
     """Whether sidecars write both shapes; False: the table's own triggers or rules may overrule what they write."""
+    partitioned: bool = False
+    partition_orders: dict[str, list[str]] = {}
+    """The old version's names in the order of a partition's columns, by OID, where it differs from the table's."""
     copy_old: str | None = None
     """The view in schema dualwire that takes the rows of COPY from the old version's clients."""
     copy_new: str | None = None
@@ -201,6 +204,20 @@ class TableDesign(Value):
     def sql(self) -> str:
         """The quoted name."""
         return qualified(self.schema_name, self.name)
+
+    def orders(self, oid: int) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+        """The old and the new version's columns of the table or of one of its partitions."""
+        listed = self.partition_orders.get(str(oid))
+        if listed is None:
+            return self.old, self.new
+        physical = dict(self.old)
+        replaced = {c.replaces: c.name for c in self.columns if c.replaces is not None}
+        logical = {p: n for n, p in self.new}
+        old = [(name, physical[name]) for name in listed]
+        stays = [p for _, p in old if p in logical or replaced.get(p) in logical]
+        stands = [p if p in logical else replaced[p] for p in stays]
+        new = [(logical[p], p) for p in stands]
+        return old, new + [pair for pair in self.new if pair not in new]
 
     @property
     def key_names(self) -> list[str]:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import asyncpg
 
-from migrator import statements
+from migrator import partitions, statements
 from migrator.analysis import Compiled, compile_expression, create_probe, identity_of
 from migrator.catalog import CatalogColumn, CatalogTable, find_table, read_table
 from migrator.defaults import new_default
@@ -84,9 +84,18 @@ async def build(
     counter = _Counter(id)
     ordered = sorted(draft.tables.values(), key=lambda t: catalog[t.name].oid)
     for number, table_draft in enumerate(ordered, start=1):
+        table = catalog[table_draft.name]
+        parts = await partitions.read_partitions(conn, table)
         builder = _TableBuilder(
-            conn, table_draft, catalog[table_draft.name], counter, number, suppress, migration.guard or "sync"
+            conn,
+            table_draft,
+            partitions.merged(table, parts),
+            counter,
+            number,
+            suppress,
+            migration.guard or "sync",
         )
+        builder.partitions, builder.known = parts, orders
         tables.append(await builder.build())
         findings += builder.findings
     creates = [
@@ -165,6 +174,8 @@ class _TableBuilder:
         self.may_suppress = suppress
         self.guard = guard
         self.findings: list[Finding] = []
+        self.partitions: list[CatalogTable] = []
+        self.known: Orders = {}
         self.new_names: dict[int, str] = {}
         taken = {c.name for c in catalog.columns}
         for index, slot in enumerate(draft.slots):
@@ -244,10 +255,14 @@ class _TableBuilder:
             bytes=self.catalog.bytes,
             suppress_triggers=bool(user_triggers or self.catalog.has_rules) and self.may_suppress,
             guard=self.guard,
+            partitioned=self.catalog.kind == "p",
+            partition_orders=partitions.odd_orders(self.catalog, self.partitions, old, self.known),
         )
         # Guard check cannot carry over what is left to it: there a write that is overruled fails.
         overruled = overruling(self.catalog, design) or self.catalog.has_rules
         design = design.model_copy(update={"inline": not overruled or self.guard != "sync"})
+        gone = {s.physical: s.old for s in slots if s.physical and s.old and (s.replaced or s.dropped)}
+        self.findings += partitions.judge(self.catalog, self.partitions, design, gone)
         indexes, index_findings = await index_designs(self.conn, self.catalog, design, self.counter.id)
         self.findings += index_findings
         design = design.model_copy(update={"indexes": indexes})

@@ -1,4 +1,7 @@
-"""Notices when somebody else changes a migrated table: what the catalog said after the last step, compared now."""
+"""Notices when somebody else changes a migrated table: what the catalog said after the last step, compared now.
+
+A partition that has been added has inherited all that matters and is no drift; one that is gone is.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ import asyncpg
 from migrator.catalog import CatalogTable, find_table, read_table
 from migrator.design import Design
 from migrator.errors import Refused
+from migrator.partitions import members, read_partitions
 
 _OWN_INDEX = "_dualwire_index_"
 
@@ -20,11 +24,12 @@ Catalogs = Mapping[int, CatalogTable]
 
 async def look(conn: asyncpg.Connection, design: Design) -> Catalogs:
     """The migrated tables' catalog by OID; a table that is gone is left out."""
-    catalogs = {
-        table.oid: await read_table(conn, table.oid, brief=True)
-        for table in design.existing
-        if await find_table(conn, table.schema_name, table.name) == table.oid
-    }
+    catalogs: dict[int, CatalogTable] = {}
+    for table in design.existing:
+        if await find_table(conn, table.schema_name, table.name) == table.oid:
+            catalogs[table.oid] = await read_table(conn, table.oid, brief=True)
+            for partition in await read_partitions(conn, catalogs[table.oid], brief=True):
+                catalogs[partition.oid] = partition
     for replaced in design.replaces:
         oid = await find_table(conn, replaced.schema_name, replaced.temporary)
         if oid is not None:
@@ -53,6 +58,10 @@ def snapshot(catalogs: Catalogs, design: Design) -> dict[str, Any]:
                 i.name: [i.definition, i.valid] for i in catalog.indexes if not i.name.startswith(_OWN_INDEX)
             },
             "triggers": {t.name: [t.definition, t.enabled] for t in catalog.triggers},
+            "partitions": {
+                p.qualified: [[c.name for c in p.columns], {t.name: t.enabled for t in p.triggers}]
+                for p in members(catalog.oid, catalogs)[1:]
+            },
         }
     return json.loads(json.dumps(result))  # type: ignore[no-any-return]
 
@@ -81,6 +90,12 @@ def differences(expected: dict[str, Any] | None, actual: dict[str, Any]) -> list
             if before != after:
                 found.append(f"{label} was {'dropped or replaced' if after is None else 'created'}")
             continue
+        for name, old in before.get("partitions", {}).items():
+            new = after["partitions"].get(name)
+            if new is None:
+                found.append(f"{label}: partition {name} is gone")
+            elif old != new:
+                found.append(f"{label}: partition {name} changed from {old} to {new}")
         for kind in ("columns", "constraints", "indexes", "triggers"):
             one = kind.removesuffix("s").removesuffix("e") if kind == "indexes" else kind.removesuffix("s")
             for name in sorted(before[kind].keys() | after[kind].keys()):

@@ -14,6 +14,7 @@ import asyncpg
 from migrator import models
 from migrator.catalog import CatalogColumn, CatalogTable, find_table, read_table
 from migrator.design import Design, TableDesign
+from migrator.partitions import read_partitions
 from migrator.phases.expand import forward_of
 from migrator.replace import models as replacement
 from migrator.replace.design import ReplaceDesign
@@ -29,14 +30,19 @@ async def foreseen(
     conn: asyncpg.Connection, routing: Routing, design: Design, phase: Phase
 ) -> tuple[Routing, dict[str, str]]:
     """The state at a phase from prepared to cutover, and the definitions of the functions it would call."""
-    catalogs = {table.oid: await read_table(conn, table.oid) for table in design.tables}
-    if phase == "prepared":
-        tables = [models.frozen(table, catalogs[table.oid]) for table in design.tables]
-    else:
-        tables = [models.mirrored(table, expanded(table, catalogs[table.oid])) for table in design.tables]
-    for table in design.replaces:
-        tables.append(await _replaced(conn, table, phase))
-    others = await models.untouched(conn, routing.tables, {table.oid for table in design.existing})
+    tables: list[TableModel] = []
+    for table in design.tables:
+        whole = await read_table(conn, table.oid)
+        for catalog in [whole, *await read_partitions(conn, whole)]:
+            tables.append(
+                models.frozen(table, catalog)
+                if phase == "prepared"
+                else models.mirrored(table, expanded(table, catalog))
+            )
+    for replaced in design.replaces:
+        tables.append(await _replaced(conn, replaced, phase))
+    oids = {table.oid for table in design.existing} | {model.oid for model in tables}
+    others = await models.untouched(conn, routing.tables, oids)
     serves_new = phase in _SERVES_NEW
     state = replace(
         routing,

@@ -56,11 +56,13 @@ def judge_table(
 
 def _table_kind(catalog: CatalogTable, design: TableDesign) -> Iterator[Finding]:
     label = design.label
-    kinds = {"p": "a partitioned table", "v": "a view", "m": "a materialized view", "f": "a foreign table"}
-    if catalog.kind != "r":
+    kinds = {"v": "a view", "m": "a materialized view", "f": "a foreign table"}
+    if catalog.kind not in {"r", "p"}:
         yield error("table_kind", f"{label} is {kinds.get(catalog.kind, 'not a table')}: not supported yet")
-    if catalog.partition or catalog.inherits:
-        yield error("inheritance", f"{label} is a partition or takes part in inheritance: not supported yet")
+    if catalog.partition:
+        yield error("inheritance", f"{label} is a partition", "Migrate the partitioned table.")
+    elif catalog.inherits and catalog.kind != "p":
+        yield error("inheritance", f"{label} takes part in inheritance: not supported yet")
     if catalog.persistence == "t":
         yield error("temporary", f"{label} is a temporary table")
     if design.mark and not design.key:

@@ -44,7 +44,7 @@ async def with_tables_locked(
     attempts: int | None = None,
     mode: str = "ACCESS EXCLUSIVE",
 ) -> T:
-    """Run a step in one transaction with locks on tables, taken in OID order.
+    """Run a step in one transaction with locks on tables, taken in OID order, on partitions after their parents.
 
     Args:
         tables: (oid, schema, name).
@@ -57,18 +57,19 @@ async def with_tables_locked(
     ordered = sorted(tables)
     limit = attempts or options.attempts
     for attempt in range(1, limit + 1):
+        oids = await _with_partitions(session.conn, [t[0] for t in ordered])
         if drain and ordered:
-            await _drain(session.conn, [t[0] for t in ordered], options.drain_seconds, progress)
+            await _drain(session.conn, oids, options.drain_seconds, progress)
         try:
             async with session.transaction() as conn:
                 await conn.execute(f"SET LOCAL lock_timeout = '{options.timeout_ms}ms'")
                 if before is not None:
                     await before(conn)
                 for _, schema, name in ordered:
-                    await conn.execute(f"LOCK TABLE ONLY {qualified(schema, name)} IN {mode} MODE")
+                    await conn.execute(f"LOCK TABLE {qualified(schema, name)} IN {mode} MODE")
                 return await run(conn)
         except (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError):
-            blockers = await blocking(session.conn, [t[0] for t in ordered])
+            blockers = await blocking(session.conn, oids)
             await _cancel_autovacuum(session.conn, blockers, progress)
             said = "; ".join(describe(b) for b in blockers[:5]) or "short transactions"
             if attempt == limit:
@@ -80,6 +81,14 @@ async def with_tables_locked(
             progress.wait(f"{what}: lock not obtained (attempt {attempt} of {limit}); in the way: {said}")
             await asyncio.sleep(min(2.0, 0.05 * attempt))
     raise AssertionError("unreachable")
+
+
+async def _with_partitions(conn: asyncpg.Connection, oids: Sequence[int]) -> list[int]:
+    rows = await conn.fetch(
+        "SELECT DISTINCT t.relid::oid::bigint FROM unnest($1::oid[]) AS o, pg_partition_tree(o::regclass) AS t",
+        list(oids),
+    )
+    return list({*oids, *(int(r[0]) for r in rows)})
 
 
 async def blocking(conn: asyncpg.Connection, oids: Sequence[int]) -> list[dict[str, Any]]:

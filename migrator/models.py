@@ -94,29 +94,34 @@ def bare(table: CatalogTable, old: Order, new: Order) -> TableModel:
 
 def frozen(table: TableDesign, catalog: CatalogTable) -> TableModel:
     """The old version's columns and nothing else: before expand, and while a rollback is under way."""
-    return _model(catalog, table.old, table.old)
+    old, _ = table.orders(catalog.oid)
+    return _model(catalog, old, old)
 
 
 def mirrored(table: TableDesign, catalog: CatalogTable) -> TableModel:
     """Both versions with all mirrors: from expanded until closed."""
+    old, new = table.orders(catalog.oid)
+    # A view inserts into the whole table: what is copied into one partition must not go to another one.
+    whole = catalog.oid == table.oid
     return _model(
         catalog,
-        table.old,
-        table.new,
+        old,
+        new,
         up=_direction(table.up),
         down=_direction(table.down),
         mark=MARK if table.mark else None,
         labels=_labels(table),
         guard=table.guard,
         inline=table.inline,
-        copy_old=table.copy_old,
-        copy_new=table.copy_new,
+        copy_old=table.copy_old if whole else None,
+        copy_new=table.copy_new if whole else None,
     )
 
 
 def closed(table: TableDesign, catalog: CatalogTable) -> TableModel:
     """The new version only, still under the physical names of the migration."""
-    return _model(catalog, table.new, table.new, labels=_labels(table))
+    _, new = table.orders(catalog.oid)
+    return _model(catalog, new, new, labels=_labels(table))
 
 
 def plain(catalog: CatalogTable, order: Order) -> TableModel:
@@ -129,6 +134,18 @@ def settled(catalog: CatalogTable, order: Order) -> TableModel | None:
     if [(c.name, c.name) for c in catalog.columns] == [tuple(pair) for pair in order]:
         return None
     return plain(catalog, order)
+
+
+def completed(table: TableDesign, catalog: CatalogTable) -> TableModel | None:
+    """The new version alone, after the swap."""
+    _, new = table.orders(catalog.oid)
+    return settled(catalog, [(name, name) for name, _ in new])
+
+
+def rolled_back(table: TableDesign, catalog: CatalogTable) -> TableModel | None:
+    """The old version alone, after a rollback."""
+    old, _ = table.orders(catalog.oid)
+    return settled(catalog, old)
 
 
 def logical_order(table: CatalogTable, known: Order | None) -> list[tuple[str, str]]:

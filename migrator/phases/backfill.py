@@ -22,6 +22,7 @@ from migrator.armed import pass_fence
 from migrator.control import store
 from migrator.design import TableDesign
 from migrator.locks import with_tables_locked
+from migrator.partitions import build_index
 from migrator.phases.context import Context
 from migrator.progress import duration
 from migrator.sqltext import MARK, ident, names, row
@@ -378,13 +379,16 @@ async def _indexes(ctx: Context, table: TableDesign) -> None:
             table.schema_name,
             index.name,
         )
-        if valid is False:
+        if valid is False and not table.partitioned:
             await ctx.conn.execute(
                 f"DROP INDEX CONCURRENTLY IF EXISTS {ident(table.schema_name)}.{ident(index.name)}"
             )
         if not valid:
             ctx.progress.wait(f"building index {index.final} for the new shape of {table.label}")
-            await ctx.conn.execute(index.create)
+            if table.partitioned:
+                await build_index(ctx.conn, table, index)
+            else:
+                await ctx.conn.execute(index.create)
         async with ctx.session.transaction() as conn:
             await store.step_done(conn, ctx.row.id, step, [index.create])
         ctx.progress.settle()

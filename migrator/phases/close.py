@@ -85,10 +85,9 @@ async def run(ctx: Context, *, outlives: bool) -> None:
                 await conn.execute(statement)
         await conn.execute("SET LOCAL search_path = pg_catalog")
         catalogs = await ctx.look(conn)
-        tables = [
-            compat.closed_model(models.closed(t, catalogs[t.oid]), served.get(t.oid))
-            for t in ctx.design.tables
-        ]
+        tables = ctx.models(
+            lambda t, c: compat.closed_model(models.closed(t, c), served.get(t.oid), t), catalogs
+        )
         tables += await steps.closed(ctx, conn)
         await ctx.publish(
             conn,

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import asyncpg
 
 from migrator import drift, models
+from migrator.catalog import CatalogTable
 from migrator.control import acks, publish, store
 from migrator.control.session import Session
 from migrator.control.store import MigrationRow
-from migrator.design import Design
+from migrator.design import Design, TableDesign
 from migrator.locks import LockOptions
+from migrator.partitions import members, tree
 from migrator.progress import Progress
 from proxy.control.routing import Phase, Routing
 from proxy.rewrite.model import Guard, TableModel
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +91,10 @@ class Context:
         """The migrated tables as they are in the step's transaction."""
         return await drift.look(conn, self.design)
 
+    def models(self, make: Callable[[TableDesign, CatalogTable], T], catalogs: drift.Catalogs) -> list[T]:
+        """What ``make`` gives for each table, partitions included."""
+        return [make(t, c) for t in self.design.tables for c in members(t.oid, catalogs)]
+
     async def finish_phase(
         self, conn: asyncpg.Connection, phase: Phase, catalogs: drift.Catalogs | None = None
     ) -> None:
@@ -120,6 +129,8 @@ class Context:
         after = change(before)
         if tables is not None:
             oids = {t.oid for t in self.design.existing} | {t.oid for t in tables}
+            for table in self.design.tables:
+                oids.update(await tree(conn, table.oid) if table.partitioned else ())
             others = await models.untouched(conn, before.tables, oids)
             after = replace(after, tables=(*others, *tables))
         return await publish.publish(conn, after, epoch=epoch)

@@ -62,7 +62,7 @@ async def run(ctx: Context) -> None:
         await conn.execute("SET LOCAL search_path = pg_catalog")
         await steps.expand(ctx, conn)
         catalogs = await ctx.look(conn)
-        tables = [models.mirrored(t, catalogs[t.oid]) for t in ctx.design.tables]
+        tables = ctx.models(models.mirrored, catalogs)
         tables += await steps.both(ctx, conn, "old")
         await ctx.publish(conn, lambda r: replace(r, phase="expanded", dual_write=True), tables, epoch=True)
         await store.step_done(conn, ctx.row.id, "expand", forward_of(ctx.design))

@@ -19,7 +19,7 @@ async def run(ctx: Context) -> None:
     async with ctx.session.transaction() as conn:
         await withdraw.refuse_while_spoken(conn, await publish.current(conn))
         catalogs = await ctx.look(conn)
-        tables = [models.frozen(t, catalogs[t.oid]) for t in ctx.design.tables]
+        tables = ctx.models(models.frozen, catalogs)
         tables += await steps.frozen(ctx, conn)
         versions = [*await store.completed_versions(conn), ctx.design.migration]
         await ctx.publish(

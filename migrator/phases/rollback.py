@@ -149,7 +149,7 @@ async def withdraw(ctx: Context) -> None:
         catalogs = await ctx.look(conn)
         mirroring = reached(ctx.row.phase, "expanded") and _mirrors_inline_only(ctx)
         model = models.mirrored if mirroring else models.frozen
-        tables = [model(t, catalogs[t.oid]) for t in ctx.design.tables]
+        tables = ctx.models(model, catalogs)
         tables += await steps.frozen(ctx, conn)
         await ctx.publish(
             conn,
@@ -176,7 +176,8 @@ async def _stop(ctx: Context) -> None:
         for statement in statements:
             await conn.execute(statement)
         catalogs = await ctx.look(conn)
-        tables = [models.frozen(t, catalogs[t.oid]) for t in ctx.design.tables]
+        tables = ctx.models(models.frozen, catalogs)
+        tables += await steps.frozen(ctx, conn)
         await ctx.publish(conn, lambda r: replace(r, dual_write=False), tables, epoch=True)
         await store.step_done(conn, ctx.row.id, STOP, statements)
         await drift.remember(conn, ctx.row.id, ctx.design, catalogs)
@@ -195,7 +196,7 @@ async def _restore(ctx: Context) -> None:
         )
         served = json.loads(text)
         catalogs = await ctx.look(conn)
-        tables: list[TableModel] = [models.mirrored(t, catalogs[t.oid]) for t in ctx.design.tables]
+        tables: list[TableModel] = ctx.models(models.mirrored, catalogs)
         tables += await steps.both(ctx, conn, "old")
         await ctx.publish(
             conn,
@@ -218,7 +219,8 @@ async def _shrink(ctx: Context, expanded: bool) -> None:
     statements = backward_of(ctx.design) if expanded else []
     for table in ctx.design.tables:
         for index in table.indexes:
-            if expanded:
+            # A partitioned table's goes with its column: CONCURRENTLY is not for it.
+            if expanded and not table.partitioned:
                 name = qualified(table.schema_name, index.name)
                 await ctx.conn.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {name}")
 
@@ -230,7 +232,7 @@ async def _shrink(ctx: Context, expanded: bool) -> None:
             await conn.execute(statement)
             await conn.execute("SET LOCAL search_path = pg_catalog")
         catalogs = await ctx.look(conn)
-        tables = [models.settled(catalogs[t.oid], t.old) for t in ctx.design.tables]
+        tables = ctx.models(models.rolled_back, catalogs)
         tables += await steps.restored(ctx, conn)
         versions = tuple(await store.completed_versions(conn))
         await ctx.publish(

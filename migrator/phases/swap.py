@@ -17,6 +17,7 @@ from migrator.catalog import find_table, read_table
 from migrator.control import acks, publish, store
 from migrator.errors import DualwireError, NotObtained, from_postgres
 from migrator.locks import with_tables_locked
+from migrator.partitions import index_names, rename_parts
 from migrator.phases.context import Context
 from migrator.replace import models as replaced_models
 from migrator.replace import swap as replaced
@@ -90,7 +91,7 @@ async def _attempt(ctx: Context) -> None:
     if needs_hold(ctx):
         async with ctx.session.transaction() as conn:
             hold = (await publish.current(conn)).revision + 1
-            labels = tuple(t.label for t in ctx.design.existing)
+            labels = await _labels(ctx, conn)
             wanted = Hold(hold, labels, ctx.options.hold_seconds)
             await ctx.publish(conn, lambda r: replace(r, hold=wanted), None, epoch=False)
         await acks.wait_held(ctx.conn, hold, ctx.progress, ctx.options.hold_seconds)
@@ -98,9 +99,18 @@ async def _attempt(ctx: Context) -> None:
     async def step(conn: asyncpg.Connection) -> None:
         if hold is not None:
             await _check_held(conn, hold)
+        parts = {
+            i.name: await index_names(conn, t.schema_name, i.final)
+            for t in ctx.design.tables
+            if t.partitioned
+            for i in t.indexes
+        }
         statements = [s for t in ctx.design.tables for s in t.swap]
         for statement in statements:
             await conn.execute(statement)
+        for table in ctx.design.tables:
+            for index in table.indexes if table.partitioned else []:
+                await rename_parts(conn, table, index, parts[index.name])
         for design in ctx.design.replaces:
             statements += await replaced.run(conn, design)
         await _name_not_nulls(ctx, conn)
@@ -109,7 +119,7 @@ async def _attempt(ctx: Context) -> None:
             await conn.execute(statement)
         catalogs = await ctx.look(conn)
         before = await publish.current(conn)
-        tables = [compat.completed_model(before, t, catalogs[t.oid]) for t in ctx.design.tables]
+        tables = ctx.models(lambda t, c: compat.completed_model(before, t, c), catalogs)
         for design in ctx.design.replaces:
             oid = await find_table(conn, design.schema_name, design.name)
             assert oid is not None
@@ -128,6 +138,13 @@ async def _attempt(ctx: Context) -> None:
         drain=False,
         attempts=3,
     )
+
+
+async def _labels(ctx: Context, conn: asyncpg.Connection) -> tuple[str, ...]:
+    """The tables to hold statements for, as plans name them."""
+    catalogs = await ctx.look(conn)
+    named = [table.label for table in ctx.design.existing]
+    return tuple(dict.fromkeys([*named, *ctx.models(lambda _, catalog: catalog.qualified, catalogs)]))
 
 
 def _completed(routing: Routing) -> Routing:

@@ -31,7 +31,7 @@ def copy(work: Work, node: Node, scope: Scope) -> None:
 def _copy_from(work: Work, node: Node, target: Source, rule: Rule) -> None:
     foreign = bool(rule.virtuals) or (rule.side == "new" and rule.mirroring)
     view = rule.model.copy_view(rule.side)
-    if view is not None and (foreign or rule.model.guard == "off"):
+    if view is not None and (foreign or rule.model.guard != "sync"):
         _copy_into_view(work, node, rule, view)
         return
     if foreign:

@@ -188,7 +188,7 @@ async def test_the_views_go_with_the_old_version_and_with_a_rollback(db: Any, mi
     name = await view(migrator, "new")
     async with engine.working(migrator.dsn, 5) as session:
         ctx = await engine.active_context(session, migrator.progress, migrator.options)
-        await close.run(ctx)
+        await close.run(ctx, outlives=False)
     [table] = (await migrator.routing())["state"]["tables"]
     assert table.get("copy_new") is None
     await copy(db, name, b"kim\n", ["label"])  # a sidecar that has not heard of it yet

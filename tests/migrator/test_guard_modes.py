@@ -226,7 +226,7 @@ async def test_a_whole_migration(db: Any, migrator: Migrator, guard: str) -> Non
     path = await started(db, migrator, guard, "cutover")
     async with engine.working(migrator.dsn, 5) as session:
         ctx = await engine.active_context(session, migrator.progress, migrator.options)
-        await close.run(ctx)
+        await close.run(ctx, outlives=False)
     await db.execute("SELECT set_config('dualwire.proxied', '1', false)")
     # A sidecar of the new epoch leaves the old shape behind; one that has not heard of it yet writes both.
     await db.execute(f'UPDATE items SET "{STATE}" = 4 WHERE id = 1')

@@ -53,7 +53,7 @@ def retype(table: str, column: str, up: str, down: str, kind: str = "text") -> s
     ("operations", "code", "words"),
     [
         (retype("keyless", "a", "a::text", "a::int"), "no_primary_key", "no primary key"),
-        (retype("parted", "a", "a::text", "a::int"), "table_kind", "partitioned table"),
+        (retype("parted", "id", "id::text", "id::int"), "partition_key", "in the partition key"),
         (retype("things", "id", "id::text", "id::int"), "primary_key", "changing a primary-key column"),
         (
             retype("things", "code", "code", "code", "varchar"),

@@ -337,7 +337,7 @@ async def test_after_closed_a_write_of_an_old_column_is_refused(shop: Migrator, 
     await shop.start(shop.file("0001_rich", RICH), "cutover")
     async with engine.working(shop.dsn, 5) as session:
         ctx = await engine.active_context(session, shop.progress, shop.options)
-        await close.run(ctx)
+        await close.run(ctx, outlives=False)
         await db.execute('INSERT INTO orders (id, line, "_dualwire_new_state") VALUES (900, 1, 4)')
         await ctx.reload()
         await close.settle(ctx)
