@@ -134,6 +134,22 @@ class DirectionDesign(Value):
         return [m.target for m in self.mirrors]
 
 
+class AtClose(Value):
+    """A constraint that is made when the migration is about to close."""
+
+    kind: Literal["unique", "foreign_key", "check", "not_null"]
+    name: str
+    own: str
+    """Its name until the swap; a unique one is only an index until then."""
+    column: str
+    label: str
+    build: str
+    validate_: list[str]
+    unmake: list[str]
+    """What takes it back, under a lock."""
+    swap: list[str]
+
+
 class IndexDesign(Value):
     """An index that is built for the new shape under a temporary name."""
 
@@ -188,6 +204,7 @@ class TableDesign(Value):
     guard: Guard = "sync"
     inline: bool = True
     """Whether sidecars write both shapes; False: the table's own triggers or rules may overrule what they write."""
+    at_close: list[AtClose] = []
     partitioned: bool = False
     partition_orders: dict[str, list[str]] = {}
     """The old version's names in the order of a partition's columns, by OID, where it differs from the table's."""

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import asyncpg
 
-from migrator import partitions, statements
+from migrator import atclose, partitions, statements
 from migrator.analysis import Compiled, compile_expression, create_probe, identity_of
 from migrator.catalog import CatalogColumn, CatalogTable, find_table, read_table
 from migrator.defaults import new_default
@@ -27,7 +27,7 @@ from migrator.design import (
     SqlDesign,
     TableDesign,
 )
-from migrator.draft import Draft, Slot, TableDraft
+from migrator.draft import Check, Draft, Slot, TableDraft
 from migrator.errors import Refused
 from migrator.expressions import Expression, parse_expression
 from migrator.indexes import index_designs
@@ -261,7 +261,10 @@ class _TableBuilder:
         # Guard check cannot carry over what is left to it: there a write that is overruled fails.
         overruled = overruling(self.catalog, design) or self.catalog.has_rules
         design = design.model_copy(update={"inline": not overruled or self.guard != "sync"})
+        late, said = await atclose.designed(self.conn, self.draft, self.new_physical, self._compile_check)
+        design = design.model_copy(update={"at_close": late})
         gone = {s.physical: s.old for s in slots if s.physical and s.old and (s.replaced or s.dropped)}
+        self.findings += atclose.judge(self.catalog, design, list(gone), said)
         self.findings += partitions.judge(self.catalog, self.partitions, design, gone)
         indexes, index_findings = await index_designs(self.conn, self.catalog, design, self.counter.id)
         self.findings += index_findings
@@ -360,6 +363,10 @@ class _TableBuilder:
             self.conn, self.probe, expression, physical, target, self.schema, where
         )
 
+    async def _compile_check(self, slot: Slot, check: Check) -> Compiled:
+        where = self._where(slot, f"check {check.name}")
+        return await self._compile(check.expression, "check", None, where)
+
     async def _up(self) -> DirectionDesign:
         mirrors = []
         for index, name in self.new_names.items():
@@ -416,7 +423,7 @@ class _TableBuilder:
             slot, value = self.draft.slots[index], computed[name].value
             column = next(c for c in columns if c.name == name)
             assert slot.new is not None
-            if column.not_null:
+            if column.not_null and not slot.not_null_at_close:
                 constraints.append(
                     ConstraintDesign(
                         name=cut(NOT_NULL_CHECK, slot.new),
@@ -428,8 +435,9 @@ class _TableBuilder:
                     )
                 )
             for check in slot.checks:
-                where = self._where(slot, f"check {check.name}")
-                condition = await self._compile(check.expression, "check", None, where)
+                if check.at_close:
+                    continue
+                condition = await self._compile_check(slot, check)
                 constraints.append(
                     ConstraintDesign(
                         name=check.name,

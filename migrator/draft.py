@@ -9,9 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from migrator.errors import Refused
+
+if TYPE_CHECKING:
+    from migrator.operations.common import ReferencesSpec
 
 
 @dataclass(slots=True)
@@ -20,6 +23,7 @@ class Check:
 
     name: str
     expression: str
+    at_close: bool = False
 
 
 @dataclass(slots=True)
@@ -39,6 +43,11 @@ class Slot:
     default_given: bool = False
     default: str | None = None
     checks: list[Check] = field(default_factory=list)
+    uniques: list[str] = field(default_factory=list)
+    """Names of UNIQUE constraints, enforced when the migration is closed."""
+    references: list[ReferencesSpec] = field(default_factory=list)
+    """Foreign keys, enforced when the migration is closed."""
+    not_null_at_close: bool = False
     comment_given: bool = False
     comment: str | None = None
     up: str | None = None

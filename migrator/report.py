@@ -53,6 +53,7 @@ def tables(design: Design) -> list[dict[str, Any]]:
             else "guard sync alone (its own triggers or rules may overrule a statement)",
             "guard": t.guard if t.mark else None,
             "inline": t.inline,
+            "at_close": [{"column": c.label, "kind": c.kind, "name": c.name} for c in t.at_close],
             "copy_views": [f"dualwire.{name}" for name in (t.copy_old, t.copy_new) if name is not None],
         }
         for t in design.tables
@@ -73,6 +74,7 @@ def phases(design: Design) -> list[dict[str, Any]]:
     strengthen = [s for t in design.tables for s in t.strengthen]
     backward = [*(s for t in design.tables for s in t.disarm), *backward_of(design)]
     outlive = [s for t in design.tables for s in t.compat]
+    late = [s for t in design.tables for c in t.at_close for s in [c.build, *c.validate_]]
     relax = [s for t in design.tables for s in t.relax]
     strict = [s for t in design.tables for s in [*t.strict, *t.validate_strict]]
     swap = [s for t in design.tables for s in [*t.swap, *t.cleanup]] + design.epilogue
@@ -105,7 +107,7 @@ def phases(design: Design) -> list[dict[str, Any]]:
             "does": "serve old clients without the old columns (no rollback from here on)"
             if design.compat
             else "end the old version (no rollback from here on)",
-            "forward": [*outlive, *relax, *strict],
+            "forward": [*late, *outlive, *relax, *strict],
             "backward": None,
         },
         {"phase": "completed", "does": "swap under a hold", "forward": [*swap, *after], "backward": None},

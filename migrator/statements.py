@@ -36,7 +36,11 @@ def all_statements(
         "arm": _with_path(table, armed.arm(table, proxied, migration)),
         "strengthen": _with_path(table, armed.strengthen(table)),
         "disarm": armed.disarm(table, proxied),
-        "shrink": [*dropped, *_shrink(table, function, proxied)],
+        "shrink": [
+            *dropped,
+            *(s for item in table.at_close for s in item.unmake),
+            *_shrink(table, function, proxied),
+        ],
         "native_validate": _native_validate(table, draft),
         "relax": [*_relax(table, catalog), *_close(table, fence)],
         "strict": [*dropped, *_strict(table, function, proxied, fence)],
@@ -123,6 +127,7 @@ def _native_checks(table: TableDesign, draft: TableDraft) -> list[tuple[str, str
         for slot in draft.slots
         if slot.added and slot.new in native
         for check in slot.checks
+        if not check.at_close
     ]
 
 
@@ -219,6 +224,8 @@ def _swap(table: TableDesign, catalog: CatalogTable, draft: TableDraft, fence: s
                 f"ALTER TABLE {table.sql} RENAME CONSTRAINT {ident(strict_name(constraint))}"
                 f" TO {ident(constraint.name)}"
             )
+    for item in table.at_close:
+        statements += item.swap
     for index in table.indexes:
         if any(i.name == index.final and set(i.columns) & set(table.old_only) for i in catalog.indexes):
             statements.append(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from migrator.draft import Check, Draft, Slot
 from migrator.errors import Refused
 from migrator.operations.common import ColumnSpec, Strict
+from migrator.sqltext import cut
 
 
 class AddColumn(Strict):
@@ -18,7 +19,7 @@ class AddColumn(Strict):
         """Adds a slot at the end of the table."""
         where = f"operations[{index}].add_column"
         column = self.column
-        for key in ("pk", "unique", "references", "generated"):
+        for key in ("pk", "generated"):
             if getattr(column, key):
                 raise Refused(
                     f"{where}.column.{key}: not supported yet on an existing table",
@@ -47,7 +48,11 @@ class AddColumn(Strict):
                 nullable=column.nullable,
                 default_given=column.default is not None,
                 default=column.default,
-                checks=[Check(column.check.name, column.check.constraint)] if column.check else [],
+                checks=[Check(column.check.name, column.check.constraint, column.check.enforce is not None)]
+                if column.check
+                else [],
+                uniques=[cut("", f"{self.table}_{column.name}_key")] if column.unique else [],
+                references=[column.references] if column.references else [],
                 comment_given=column.comment is not None,
                 comment=column.comment,
                 up=self.up or None,

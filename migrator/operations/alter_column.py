@@ -8,10 +8,12 @@ from pydantic import model_validator
 
 from migrator.draft import Check, Draft
 from migrator.errors import Refused
-from migrator.operations.common import CheckSpec, ReferencesSpec, Strict, UniqueSpec, default_as_text
+from migrator.operations.common import CheckSpec, Enforce, ReferencesSpec, Strict, UniqueSpec, default_as_text
 from migrator.operations.rename_column import rename
 
 SHAPE_KEYS = ("type", "nullable", "default", "check")
+LATE_KEYS = ("unique", "references")
+"""What is enforced when the migration is closed: it needs no column of its own unless ``up`` changes values."""
 
 
 class AlterColumn(Strict):
@@ -25,6 +27,8 @@ class AlterColumn(Strict):
     default: str | None = None
     check: CheckSpec | None = None
     comment: str | None = None
+    enforce: Enforce | None = None
+    """For ``nullable: false``."""
     unique: UniqueSpec | None = None
     references: ReferencesSpec | None = None
     up: str | None = None
@@ -38,21 +42,24 @@ class AlterColumn(Strict):
     def apply(self, draft: Draft, index: int) -> None:
         """Changes the column in the new version; several operations on one column compose."""
         where = f"operations[{index}].alter_column"
-        for key in ("unique", "references"):
-            if getattr(self, key) is not None:
-                raise Refused(
-                    f"{where}.{key}: not supported yet",
-                    hint="Add the constraint in a migration of its own, with `sql`.",
-                )
-        changes = [key for key in (*SHAPE_KEYS, "comment") if self.given(key)]
+        changes = [key for key in (*SHAPE_KEYS, *LATE_KEYS, "comment") if self.given(key)]
+        if self.enforce is not None and self.nullable is not False:
+            raise Refused(
+                f"{where}.enforce: goes with nullable: false; constraints have an enforce of their own"
+            )
         if not changes and self.name is None:
             raise Refused(
                 f"{where}: changes nothing",
-                hint=f"Give at least one of {', '.join((*SHAPE_KEYS, 'comment', 'name'))}.",
+                hint=f"Give at least one of {', '.join((*SHAPE_KEYS, *LATE_KEYS, 'comment', 'name'))}.",
             )
         slot = draft.table(self.table, where).find(self.column, where)
         slot.operations.append(index)
-        if any(self.given(key) for key in SHAPE_KEYS):
+        if self.unique is not None:
+            slot.uniques.append(self.unique.name)
+        if self.references is not None:
+            slot.references.append(self.references)
+        late = any(self.given(key) for key in LATE_KEYS)
+        if any(self.given(key) for key in SHAPE_KEYS) or (late and (self.up or self.down)):
             self._shape(slot, where)
         elif self.up or self.down:
             raise Refused(
@@ -75,10 +82,11 @@ class AlterColumn(Strict):
         slot.type = self.type if self.type is not None else slot.type
         if self.nullable is not None:
             slot.nullable = self.nullable
+            slot.not_null_at_close = self.enforce is not None
         if self.given("default"):
             slot.default_given, slot.default = True, self.default
         if self.check is not None:
-            slot.checks.append(Check(self.check.name, self.check.constraint))
+            slot.checks.append(Check(self.check.name, self.check.constraint, self.check.enforce is not None))
         slot.up = self.up or slot.up
         slot.down = self.down or slot.down
         if self.type is not None and not slot.added and not (self.up and self.down):

@@ -7,6 +7,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Action = Literal["NO ACTION", "RESTRICT", "CASCADE", "SET NULL", "SET DEFAULT"]
+Enforce = Literal["at_close"]
+"""When a constraint begins to bind, where that is not from the start; an addition to pgroll's format."""
 
 
 class Strict(BaseModel):
@@ -25,12 +27,14 @@ class CheckSpec(Strict):
     name: str
     constraint: str
     no_inherit: bool = False
+    enforce: Enforce | None = None
 
 
 class UniqueSpec(Strict):
     """``unique`` of alter_column."""
 
     name: str
+    enforce: Enforce | None = None
 
 
 class ReferencesSpec(Strict):
@@ -39,6 +43,7 @@ class ReferencesSpec(Strict):
     name: str
     table: str
     column: str | None = None
+    enforce: Enforce | None = None
     on_delete: Action = "NO ACTION"
     on_update: Action = "NO ACTION"
     match_type: Literal["SIMPLE", "FULL", "PARTIAL"] = "SIMPLE"

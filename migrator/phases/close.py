@@ -18,7 +18,7 @@ from migrator import compat, drift, models
 from migrator.control import acks, publish, store
 from migrator.errors import Refused
 from migrator.locks import with_tables_locked
-from migrator.phases import verify
+from migrator.phases import enforce, verify
 from migrator.phases.context import Context
 from migrator.progress import duration
 from migrator.replace import steps
@@ -72,6 +72,7 @@ async def _old_clients(ctx: Context) -> None:
 async def run(ctx: Context, *, outlives: bool) -> None:
     """Close. ``check`` has passed."""
     await ctx.wait_acks()
+    await enforce.run(ctx)
     result = await verify.verify(ctx)
     if not result.clean:
         raise verify.failure(result)

@@ -143,11 +143,6 @@ async def test_errors(lint: Any, operations: str, code: str, words: str) -> None
         ("{add_column: {table: seen, column: {name: z, type: int}}}", "NOT NULL without `up`", ""),
         ("{rename_column: {table: seen, from: a, to: b}}", 'already has a column "b"', "42701"),
         ("{create_table: {name: seen, columns: [{name: a, type: int}]}}", "already exists", "42P07"),
-        (
-            "{alter_column: {table: seen, column: a, unique: {name: u}, up: a, down: a}}",
-            "unique: not supported yet",
-            "",
-        ),
     ],
 )
 async def test_refusals(lint: Any, operations: str, words: str, sqlstate: str) -> None:
