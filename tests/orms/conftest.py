@@ -52,6 +52,27 @@ MIGRATION = """operations:
 UP = {0: "new", 1: "paid", 2: "sent", 7: "unknown"}
 
 
+ITEMS = """
+CREATE TABLE items (
+    id serial PRIMARY KEY,
+    code varchar(20) NOT NULL CONSTRAINT items_code UNIQUE,
+    qty int NOT NULL DEFAULT 1,
+    note text,
+    version int NOT NULL DEFAULT 1
+);
+CREATE TABLE notes (id serial PRIMARY KEY, item int REFERENCES items ON DELETE CASCADE, text text);
+INSERT INTO items (code) SELECT 'i' || g FROM generate_series(1, 20) AS g;
+INSERT INTO notes (item, text) SELECT g, 'n' FROM generate_series(1, 10) AS g;
+"""
+REPLACE = """operations:
+  - replace_table:
+      table: items
+      columns:
+        - {name: id, type: bigint}
+      down: {id: "id::int4"}
+"""
+
+
 @dataclass
 class Shop:
     """The database, and a sidecar for each version."""
@@ -81,15 +102,13 @@ class Shop:
         return asyncio.run(inside())
 
 
-@pytest.fixture(scope="module", params=["verified", "cutover"])
-def shop(
-    request: pytest.FixtureRequest, cluster: Cluster, tmp_path_factory: pytest.TempPathFactory
+def opened(
+    cluster: Cluster, directory: Path, phase: str, setup: str = SETUP, migration: str = MIGRATION
 ) -> Iterator[Shop]:
-    """One for each module and phase; verify must find nothing wrong after all its tests, and no write lost."""
-    directory: Path = tmp_path_factory.mktemp("orms")
+    """A shop in that phase; verify must find nothing wrong in the end."""
     path = directory / "0001_state.yaml"
-    path.write_text(MIGRATION)
-    database = fresh(cluster, SETUP)
+    path.write_text(migration)
+    database = fresh(cluster, setup)
     asyncio.run(started(database.dsn, path))
     factory = SidecarFactory(database, directory)
     # One session sees at once what another one has written: no reads from the replica.
@@ -99,7 +118,7 @@ def shop(
     )
     made = Shop(database, old, new)
     try:
-        if request.param == "cutover":
+        if phase == "cutover":
             made.work(lambda context: cutover.set_percent(context, 100))
         yield made
         result = made.work(verify.verify)
@@ -108,3 +127,19 @@ def shop(
         for sidecar in factory.started:
             sidecar.terminate()
         cluster.drop_database(database.name)
+
+
+@pytest.fixture(scope="module", params=["verified", "cutover"])
+def shop(
+    request: pytest.FixtureRequest, cluster: Cluster, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Shop]:
+    """One for each module and phase, with the orders."""
+    yield from opened(cluster, tmp_path_factory.mktemp("orms"), request.param)
+
+
+@pytest.fixture(scope="module", params=["verified", "cutover"])
+def replaced(
+    request: pytest.FixtureRequest, cluster: Cluster, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Shop]:
+    """The same with a table that another one replaces."""
+    yield from opened(cluster, tmp_path_factory.mktemp("orms"), request.param, ITEMS, REPLACE)
