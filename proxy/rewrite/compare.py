@@ -23,6 +23,7 @@ _KINDS = frozenset(
         "AEXPR_BETWEEN", "AEXPR_NOT_BETWEEN", "AEXPR_BETWEEN_SYM", "AEXPR_NOT_BETWEEN_SYM",
     }
 )  # fmt: skip
+_REFERRING = frozenset({"larg", "sortClause", "groupClause", "distinctClause"})
 _OF_ARRAYS = frozenset({"AEXPR_OP_ANY", "AEXPR_OP_ALL"})
 
 
@@ -53,15 +54,23 @@ def null_test(work: Work, node: Node, scope: Scope) -> None:
 
 
 def sub_link(work: Work, node: Node, scope: Scope) -> None:
-    """Handle one SubLink: ``x IN (SELECT ...)`` compares."""
+    """Handle one SubLink: ``x IN (SELECT ...)`` compares, on both sides."""
     tested = node.get("testexpr")
     if tested is not None and work.compares and ("operName" not in node or _compares("", node["operName"])):
         items = tested["RowExpr"].get("args", ()) if _is_row(tested) else (tested,)
         for item in items:
             _operand(work, item, scope)
+        if not any("A_Const" in item for item in items):  # a literal takes its type from the column
+            work.compared.update(map(id, _outputs(node["subselect"])))
     elif tested is not None:
         work.visit(tested, scope)
     work.visit(node["subselect"], scope)
+
+
+def _outputs(query: Node) -> Sequence[Node]:
+    """The items of a query's list, if nothing within the query refers to them."""
+    node = query.get("SelectStmt", {})
+    return () if _REFERRING & node.keys() else [item["ResTarget"] for item in node.get("targetList", ())]
 
 
 _EXTREMES = (["min"], ["max"], ["pg_catalog", "min"], ["pg_catalog", "max"])

@@ -215,8 +215,8 @@ def _cast(rule: Rule, column: str, cell: Node, span: tuple[int, int]) -> list[tu
     """Edits that make a cell have its column's type where it stands."""
     if column not in rule.types:
         raise _unmirrorable(f"There is no column {column}.")  # the server's to report
-    known = rule.column(column)
-    if not castable(known):
+    known = rule.column(column)  # a virtual one's value is no longer nested when its modifier counts
+    if column not in rule.virtuals and not castable(known):
         raise _unmirrorable(f"Values for column {column}, of type {known.type}, cannot be cast in advance.")
     start, end = span
     if "SetToDefault" in cell:

@@ -7,7 +7,16 @@ from dataclasses import dataclass
 from proxy.rewrite.compare import sort_key
 from proxy.rewrite.reasons import Reason
 from proxy.rewrite.relations import FromList, group_list, is_star, output_names, with_clause
-from proxy.rewrite.resolve import Role, Scope, Source, field_names, figure_name, has_column, strip_for_twin
+from proxy.rewrite.resolve import (
+    Role,
+    Scope,
+    Source,
+    field_names,
+    figure_name,
+    has_column,
+    reference,
+    strip_for_twin,
+)
 from proxy.rewrite.work import Refused, Work
 from proxy.sql.parse import Node
 from proxy.sql.quote import ident
@@ -94,9 +103,9 @@ def target_list(work: Work, items: list[Node], scope: Scope) -> list[Star]:
     for item in items:
         target = item["ResTarget"]
         value = target.get("val", {})
-        reference = value.get("ColumnRef")
-        if reference is not None:
-            names = field_names(reference["fields"])
+        column = value.get("ColumnRef")
+        if column is not None:
+            names = field_names(column["fields"])
             if names[-1] is None:
                 source = None
                 if len(names) > 1:
@@ -105,8 +114,11 @@ def target_list(work: Work, items: list[Node], scope: Scope) -> list[Star]:
                         continue
                     source.used.update(source.columns or ())
                     if len(names) > 2:
-                        strip_for_twin(work, source, reference.get("location", 0), len(names))
-                stars.append(Star(reference.get("location", 0), len(names), source))
+                        strip_for_twin(work, source, column.get("location", 0), len(names))
+                stars.append(Star(column.get("location", 0), len(names), source))
+                continue
+            if id(target) in work.compared:
+                reference(work, column, scope, compared=True)
                 continue
         if _row_star(work, target, value, scope):
             continue
@@ -285,8 +297,8 @@ def _grouped_by_position(node: Node, constant: Node, scope: Scope, grouped: dict
     targets = node.get("targetList", ())
     if not 0 < position <= len(targets):
         return
-    reference = targets[position - 1]["ResTarget"].get("val", {}).get("ColumnRef")
-    names = field_names(reference["fields"]) if reference is not None else [None]
+    column = targets[position - 1]["ResTarget"].get("val", {}).get("ColumnRef")
+    names = field_names(column["fields"]) if column is not None else [None]
     if names[-1] is None:
         return
     for source in scope.sources:

@@ -94,6 +94,8 @@ class Work:
         """The tables with rules that the statement in hand names."""
         self.compares = False
         """Whether one of them has a virtual column that another may stand for in comparisons."""
+        self.compared: set[int] = set()
+        """Items of select lists, by identity, whose values are only compared."""
         self.wrapped: list[Source] = []
         """Relations whose pending edits may change the name of the output column in hand."""
         self.edits: list[Edit] = []

@@ -53,6 +53,11 @@ SELECT id FROM accounts WHERE id > '1' ORDER BY id DESC LIMIT 2
 SELECT id FROM accounts WHERE id = '99999999999999'
 SELECT id FROM accounts WHERE (id, name) >= (2, 'a') ORDER BY 1 LIMIT 1
 SELECT id FROM accounts WHERE id IN (SELECT account_id FROM owners) ORDER BY id
+SELECT owner FROM owners WHERE account_id IN (SELECT id FROM accounts) ORDER BY 1
+SELECT owner FROM owners WHERE (account_id, owner) IN (SELECT id, 'ann' FROM accounts LIMIT 99) ORDER BY 1
+SELECT owner FROM owners WHERE account_id NOT IN (SELECT DISTINCT id FROM accounts) ORDER BY 1
+SELECT owner FROM owners WHERE account_id > ALL (SELECT id FROM accounts WHERE id < 2 UNION SELECT 0) ORDER BY 1
+SELECT '2' IN (SELECT id FROM accounts), 1 = ANY (SELECT (a).id FROM accounts a)
 SELECT owner FROM owners o WHERE EXISTS (SELECT FROM accounts WHERE id = o.account_id) ORDER BY 1
 SELECT owner FROM owners o WHERE EXISTS (SELECT FROM accounts WHERE accounts.id = account_id) ORDER BY 1
 SELECT max(id), min(id), sum(id), count(id), pg_typeof(max(id)) FROM accounts

@@ -53,6 +53,8 @@ def many(cluster: Any) -> Iterator[Any]:
         "SELECT o.owner FROM owners o, accounts a WHERE a.id = o.account_id AND a.id = $1",
         "SELECT owner FROM owners o WHERE EXISTS (SELECT FROM accounts WHERE id = o.account_id) AND account_id = $1",
         "SELECT a.name FROM accounts a WHERE a.id IN (SELECT account_id FROM owners WHERE account_id < $1)",
+        "SELECT owner FROM owners WHERE account_id IN (SELECT a.id FROM accounts a) AND account_id = $1",
+        "SELECT owner FROM owners WHERE account_id < $1 AND account_id IN (SELECT id FROM accounts WHERE balance >= 0)",
         "SELECT row_to_json(a) FROM accounts a WHERE a.id = $1",
         "SELECT max(id) FROM accounts",
         "SELECT coalesce(min(a.id), 0) AS least FROM accounts a WHERE a.id > $1",

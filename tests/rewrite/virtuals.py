@@ -253,12 +253,17 @@ INSERT INTO public.owners VALUES (1, 'ann'), (2, 'bob'), (2, 'cy'), (9, 'dot');
 """
 
 
+DATA_ERRORS = {"22001", "22003", "22P02", "23505"}
+
+
 class VirtualPair:
     """The same statements on a plain table, and rewritten on the table that has other columns."""
 
     def __init__(self, dsn: str, model: TableModel, side: Side) -> None:
         self.model = model
         self.planner = Planner([model], side)
+        self.random = False
+        """Whether rows may come in any order, and of a statement's several errors any one first."""
         self.migrated = psycopg.connect(dsn, autocommit=True)
         self.plain = psycopg.connect(dsn, autocommit=True)
         self.plain.execute("SET search_path = plain, public")
@@ -288,6 +293,10 @@ class VirtualPair:
             if described[0] == "error":
                 return plan
         got, _ = outcome(self.migrated, plan.text.decode(), arguments, known)
+        if self.random and (
+            {got[1], expected[1]} <= DATA_ERRORS or (got[:2] == expected[:2] and _same(got[2], expected[2]))
+        ):
+            got = expected
         assert got == expected, plan.text.decode()
         self.check()
         return plan
@@ -297,6 +306,10 @@ class VirtualPair:
         text = f"SELECT * FROM {self.model.name} ORDER BY 1"
         plan = self.planner.plan(text.encode())
         assert outcome(self.migrated, plan.text.decode(), (), ()) == outcome(self.plain, text, (), ())
+
+
+def _same(rows: list[Any], others: list[Any]) -> bool:
+    return sorted(map(repr, rows)) == sorted(map(repr, others))
 
 
 def outcome(
