@@ -20,7 +20,10 @@ from proxy.rewrite.relations import FromList, dml_target, with_clause
 from proxy.rewrite.resolve import Scope, Source
 from proxy.rewrite.rules import Rule
 from proxy.rewrite.setlist import Assignment, gives_several
-from proxy.rewrite.work import Refused, Unmirrorable, Work
+from proxy.rewrite.virtual import check, refused
+from proxy.rewrite.virtual_insert import Row, check_lost, insert_defaults, insert_rows, repeats
+from proxy.rewrite.virtual_set import set_virtuals
+from proxy.rewrite.work import Unmirrorable, Work
 from proxy.sql.parse import Node
 from proxy.sql.quote import ident, idents
 from proxy.sql.tokens import LPAREN
@@ -49,12 +52,6 @@ def merge(work: Work, node: Node, outer: Scope) -> None:
     """Handle one MergeStmt."""
     ctes = with_clause(work, node, outer)
     target = dml_target(work, node["relation"])
-    if target.rule is not None and target.rule.virtuals:
-        raise Refused(
-            Reason.REFUSED_STATEMENT,
-            f"MERGE into {target.rule.model.qualified} is not translated while a migration is in progress",
-            hint="Use INSERT ... ON CONFLICT, or UPDATE and INSERT.",
-        )
     others = Scope(ctes)
     level = FromList(work, others, ctes)
     level.add(node["sourceRelation"])
@@ -79,7 +76,8 @@ def merge(work: Work, node: Node, outer: Scope) -> None:
     returning(work, node, scope, target, level)
     level.finish()
     if target.rule is not None:
-        _mirror(work, target.rule, ident(target.name or ""), updates, insertions)
+        carry = _translate if target.rule.virtuals else _mirror
+        carry(work, target.rule, ident(target.name or ""), updates, insertions)
 
 
 def _scope(ctes: Scope, sources: list[Source], target: Source | None) -> Scope:
@@ -104,6 +102,41 @@ def _insertion(work: Work, clause: Node, target: Source, rule: Rule, at: int) ->
         return _Insertion(clause, columns, bool(columns), at)
     columns = [column.column for column in rule.columns[: len(clause["values"])]]
     return _Insertion(clause, columns, False, at)
+
+
+def _translate(
+    work: Work, rule: Rule, qualifier: str, updates: list[list[Assignment]], insertions: list[_Insertion]
+) -> None:
+    """Turn what all actions write to virtual columns into values of the table's."""
+    several = brought = 0
+    for assigned in updates:
+        made = set_virtuals(work, rule, qualifier, assigned, in_merge=True)
+        brought += made
+        several += made or any(map(gives_several, assigned))
+    if several > 1 and brought:  # see _set_changes
+        raise refused(rule, "More than one action of MERGE would assign the columns of a sub-select.")
+    for insertion in insertions:
+        clause, tokens = insertion.clause, work.tokens
+        check(rule, insertion.columns)
+        if any("indirection" in column["ResTarget"] for column in clause.get("targetList", ())):
+            raise refused(rule, "Only a part of a column is inserted.")
+        if "values" not in clause:
+            insert_defaults(work, rule, insertion.at)
+            continue
+        bracket = _row(work, insertion)
+        row = Row(clause["values"], tokens.items(bracket), tokens.starts[tokens.close_of(bracket)])
+        if len(row.nodes) != len(row.cells):
+            raise refused(rule, "An action's values were not found.")
+        check_lost(rule, insertion.columns, [row])
+        if repeats(work, rule, insertion.columns, [row]):
+            raise refused(rule, "What an action of MERGE inserts may differ, or cost much, if written twice.")
+        listed = tokens.items(insertion.at + 1) if insertion.given else None
+        insert_rows(work, rule, insertion.columns, [row], listed, insertion.at)
+    if insertions:
+        work.tell(
+            Reason.VIRTUAL_WRITE,
+            f"Values for columns that only this version of {rule.model.qualified} has become values of the table's.",
+        )
 
 
 def _mirror(

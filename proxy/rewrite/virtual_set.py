@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from proxy.rewrite.assign import mirror_set
 from proxy.rewrite.derived import CAST_TYPES
 from proxy.rewrite.reasons import Reason
-from proxy.rewrite.relations import is_star
 from proxy.rewrite.rules import INTERNAL_PREFIX, Rule
-from proxy.rewrite.setlist import Assignment
+from proxy.rewrite.setlist import Assignment, Item, take_apart
 from proxy.rewrite.virtual import (
     check,
     crossed,
@@ -32,8 +31,6 @@ from proxy.rewrite.virtual import (
 from proxy.rewrite.work import Refused, Work
 from proxy.sql.parse import Node
 from proxy.sql.quote import ident
-from proxy.sql.repeatable import repeatable
-from proxy.sql.tokens import EQUALS, LPAREN
 
 RECIPE = "virtual_write"
 ASSIGNED = f"{INTERNAL_PREFIX}set"
@@ -43,9 +40,16 @@ ASSIGNED = f"{INTERNAL_PREFIX}set"
 def carry(work: Work, rule: Rule, qualifier: str, assigned: list[Assignment]) -> None:
     """Append to a SET list what follows from it; ``qualifier`` is the target's name, as SQL text."""
     if rule.virtuals:
-        _SetList(work, rule, qualifier, assigned).rewrite()
+        set_virtuals(work, rule, qualifier, assigned)
     else:
         mirror_set(work, rule, qualifier, assigned)
+
+
+def set_virtuals(
+    work: Work, rule: Rule, qualifier: str, assigned: list[Assignment], *, in_merge: bool = False
+) -> bool:
+    """The same for a table with virtual columns. Tells whether the list now has a sub-select for several columns."""
+    return _SetList(work, rule, qualifier, assigned, in_merge).rewrite()
 
 
 @dataclass(slots=True)
@@ -61,45 +65,33 @@ class _Value:
     """Whether it may be written down several times."""
 
 
-@dataclass(slots=True)
-class _Item:
-    """One item of the list: a column, or several in brackets."""
-
-    start: int
-    end: int
-    columns: list[Assignment]
-    select: tuple[int, int] | None = None
-    """The sub-select that gives them all, without its brackets."""
-
-    @property
-    def keys(self) -> list[str]:
-        return [column.column for column in self.columns]
-
-
 class _SetList:
-    def __init__(self, work: Work, rule: Rule, qualifier: str, assigned: list[Assignment]) -> None:
+    def __init__(
+        self, work: Work, rule: Rule, qualifier: str, assigned: list[Assignment], in_merge: bool
+    ) -> None:
         self.work = work
         self.rule = rule
         self.qualifier = qualifier
         self.assigned = assigned
+        self.in_merge = in_merge
 
     def _relevant(self, key: str) -> bool:
         return key in self.rule.virtuals or key in self.rule.sources
 
-    def rewrite(self) -> None:
+    def rewrite(self) -> bool:
         rule, work = self.rule, self.work
         if not any(self._relevant(item.column) for item in self.assigned):
-            return
+            return False
         self._check()
-        items = self._items()
+        items = take_apart(self.work, self.assigned, in_merge=self.in_merge)
         values: list[_Value] = []
-        selects: list[_Item] = []
+        selects: list[Item] = []
         removed: list[int] = []
         moved: list[_Value] = []
         for at, item in enumerate(items):
-            if not any(self._relevant(column.column) for column in item.columns):
+            if not any(self._relevant(cell.column) for cell in item.cells):
                 continue
-            if item.select is not None:
+            if item.query is not None:
                 removed.append(at)
                 selects.append(item)
                 continue
@@ -108,9 +100,12 @@ class _SetList:
             if len(found) > 1 or found[0].key in rule.virtuals:
                 removed.append(at)
                 moved += [value for value in found if self._physical(value.key)]
-        if selects or not all(value.repeats or self._once(value) for value in values):
+        several = bool(selects) or not all(value.repeats or self._once(value) for value in values)
+        if several:
             # What follows from physical columns too must find them in the sub-select.
-            removed = [at for at, item in enumerate(items) if any(map(self._relevant, item.keys))]
+            removed = [
+                at for at, item in enumerate(items) if any(self._relevant(cell.column) for cell in item.cells)
+            ]
             apart = [value for value in moved if not self._relevant(value.key)]
             apart += [value for value in values if self._physical(value.key) and not value.text]
             new = list(map(self._assign, apart))
@@ -127,6 +122,7 @@ class _SetList:
             Reason.VIRTUAL_WRITE,
             f"Values for columns that only this version of {rule.model.qualified} has become values of the table's.",
         )
+        return several
 
     def _physical(self, key: str) -> bool:
         return key not in self.rule.virtuals
@@ -157,50 +153,11 @@ class _SetList:
             return not mirrors
         return len(mirrors) < 2 and all(raw_of(self.rule, mirror) is not None for mirror in mirrors)
 
-    def _items(self) -> list[_Item]:
-        """The items of the list, with the places where they stand."""
-        tokens = self.work.tokens
-        items: list[_Item] = []
-        for column in self.assigned:
-            several = column.node.get("MultiAssignRef")
-            if several is not None and several.get("colno", 1) > 1:
-                items[-1].columns.append(column)
-                continue
-            first = tokens.at(column.start)
-            at = tokens.after(EQUALS, first if several is None else tokens.close_of(first - 1) + 1)
-            end = tokens.ends[tokens.item_end(at) - 1]
-            select = None
-            if several is not None:
-                first -= 1
-                if "SubLink" in several["source"]:
-                    select = (tokens.ends[at], tokens.starts[tokens.close_of(at)])
-            items.append(_Item(tokens.starts[first], end, [column], select))
-        return items
-
-    def _values(self, item: _Item) -> list[_Value]:
+    def _values(self, item: Item) -> list[_Value]:
         """What the columns of an item are set to."""
-        tokens = self.work.tokens
-        first = tokens.at(item.columns[0].start)
-        several = item.columns[0].node.get("MultiAssignRef")
-        if several is None:
-            first = tokens.after(EQUALS, first)
-            spans = [(tokens.starts[first], item.end)]
-            nodes = [item.columns[0].node]
-        else:
-            nodes = several["source"].get("RowExpr", {}).get("args", [])
-            if len(nodes) != len(item.columns) or any(map(is_star, nodes)):
-                raise refused(self.rule, "Several columns are assigned together.")
-            first = tokens.after(EQUALS, tokens.close_of(first - 1) + 1)
-            first = tokens.names.index(LPAREN, first) + 1
-            spans = []
-            for _ in nodes:
-                end = tokens.item_end(first)
-                spans.append((tokens.starts[first], tokens.ends[end - 1]))
-                first = end + 1
-        return [
-            self._value(column.column, node, *span)
-            for column, node, span in zip(item.columns, nodes, spans, strict=True)
-        ]
+        if item.opaque:
+            raise refused(self.rule, "Several columns are assigned together.")
+        return [self._value(cell.column, cell.node, *cell.span) for cell in item.cells]
 
     def _value(self, key: str, node: Node, start: int, end: int) -> _Value:
         rule = self.rule
@@ -208,7 +165,7 @@ class _SetList:
         if key in rule.virtuals and not uses(rule, key) and not default:
             raise lost(rule, key)
         if not default:
-            return _Value(key, self.work.rendered(start, end), False, repeatable(node, end - start))
+            return _Value(key, self.work.rendered(start, end), False, self.work.may_repeat(node, end - start))
         if not self._relevant(key) or not uses(rule, key) or self._own_default(key):
             return _Value(key, "", True, True)
         return _Value(key, default_of(rule, key), True, not server_default(rule, key))
@@ -233,7 +190,7 @@ class _SetList:
                 result.append(f"{ident(mirror.target)} = {crossed(rule, self.qualifier, mirror, texts)}")
         return result
 
-    def _correlated(self, values: Sequence[_Value], selects: Sequence[_Item]) -> str:
+    def _correlated(self, values: Sequence[_Value], selects: Sequence[Item]) -> str:
         """One assignment of everything, from a sub-select that evaluates each expression of the client once."""
         rule, work = self.rule, self.work
         columns: dict[str, str] = {}
@@ -249,15 +206,14 @@ class _SetList:
         once = f"SELECT {', '.join(inner) or 'NULL'} WHERE {self.qualifier}.ctid IS NOT NULL"
         source = f"({once}) AS {ASSIGNED}({aliases})"
         for number, item in enumerate(selects):
-            assert item.select is not None
             name = f"{ASSIGNED}_{number + 1}"
-            names = [f"{INTERNAL_PREFIX}{at + 1}" for at in range(len(item.columns))]
-            for column, output in zip(item.columns, names, strict=True):
+            names = [f"{INTERNAL_PREFIX}{at + 1}" for at in range(len(item.cells))]
+            for column, output in zip(item.cells, names, strict=True):
                 if column.column in rule.virtuals and not uses(rule, column.column):
                     raise lost(rule, column.column)
                 columns[column.column] = f"{name}.{output}"
-            query = work.rendered(*item.select)
-            source += f" LEFT JOIN LATERAL ({query}) AS {name}({', '.join(names)}) ON true"
+            query = work.rendered(*item.cells[0].span)
+            source += f" LEFT JOIN LATERAL {query} AS {name}({', '.join(names)}) ON true"
         exact = {value.key for value in values if not self._physical(value.key)}
         texts = {
             key: text if key in exact else typed(rule, key, text)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from pairs import statements
 from virtuals import AFTER_FLIP, BEFORE_FLIP, ORDERS, SCHEMA, VirtualPair, accounts_schema
 
 from proxy.rewrite.model import TableModel
@@ -113,7 +114,9 @@ def test_a_value_that_nothing_in_the_table_holds_is_refused(orders: VirtualPair)
         "INSERT INTO orders (status) VALUES ('new') ON CONFLICT (status) DO NOTHING",
         "INSERT INTO orders (status) VALUES ('new') ON CONFLICT (lower(status)) DO NOTHING",
         "UPDATE orders SET status[1] = 'x'",
-        "MERGE INTO orders o USING items i ON o.id = i.order_id WHEN MATCHED THEN UPDATE SET status = 'x'",
+        "MERGE INTO orders o USING items i ON o.id = i.order_id WHEN NOT MATCHED THEN INSERT (place) VALUES (many(1))",
+        "MERGE INTO orders o USING items i ON true WHEN MATCHED AND o.id = 1 THEN UPDATE SET place = many(1)"
+        " WHEN MATCHED THEN UPDATE SET place = many(2)",
         "COPY orders FROM STDIN",
         "DO $$ BEGIN UPDATE orders SET status = 'new'; END $$",
         "ALTER TABLE orders ADD COLUMN x integer",
@@ -122,6 +125,36 @@ def test_a_value_that_nothing_in_the_table_holds_is_refused(orders: VirtualPair)
 )
 def test_what_has_no_translation_is_refused(text: str) -> None:
     assert refusal(ORDERS, text).sqlstate == "0A000"
+
+
+MERGES = """
+INSERT INTO orders (id, status, place, first) VALUES (1, 'new', 'Rome,1', 'Ada'), (2, 'paid', 'Oslo', NULL), (3, 'sent', NULL, 'B')
+MERGE INTO orders o USING items i ON o.id = i.order_id AND i.sku <> 'b' WHEN MATCHED AND o.status = 'new' THEN UPDATE SET status = 'paid', amount = i.qty, note = o.place WHEN MATCHED THEN UPDATE SET first = CASE WHEN o.first IS NULL THEN i.sku ELSE 'z' END, last = 'L' WHEN NOT MATCHED AND i.sku = 'd' THEN INSERT (id, status, place) VALUES (i.order_id, 'sent', i.sku || ',9')
+MERGE INTO public.orders USING (SELECT 90 AS n) x ON id = n WHEN NOT MATCHED THEN INSERT VALUES (n, 'new', 4.5, 'q', DEFAULT, 'r') RETURNING merge_action(), orders.*
+MERGE INTO orders USING (SELECT 91 AS n) x ON id = n WHEN NOT MATCHED THEN INSERT DEFAULT VALUES RETURNING id, status
+MERGE INTO orders o USING items i ON o.id = i.order_id WHEN NOT MATCHED BY SOURCE AND o.status = 'sent' THEN DELETE WHEN NOT MATCHED BY SOURCE THEN UPDATE SET place = many(o.id::int), amount = 1
+MERGE INTO orders o USING items i ON o.id = i.order_id AND i.sku = 'c' WHEN MATCHED THEN UPDATE SET (first, note) = (SELECT max(sku), 'sub' FROM items WHERE order_id = o.id), amount = 3 RETURNING o.first, o.amount, note
+MERGE INTO orders o USING items i ON o.code = i.sku WHEN NOT MATCHED AND i.sku = 'c' THEN INSERT (code, kind) VALUES (i.sku, 'gift') RETURNING code, kind
+MERGE INTO orders o USING items i ON o.code = i.sku WHEN MATCHED THEN UPDATE SET code = upper(o.code), status = DEFAULT RETURNING o.code, old.code, status
+MERGE INTO orders o USING items i ON o.code = i.sku WHEN MATCHED THEN UPDATE SET cents = 1
+"""  # noqa: E501
+
+
+def test_merge_writes_virtual_columns(orders: VirtualPair) -> None:
+    for text in statements(MERGES):
+        orders.run(text)
+
+
+def test_merge_into_another_relation(accounts: VirtualPair) -> None:
+    for text in (
+        "INSERT INTO accounts (name, balance) VALUES ('ann', 1), ('bob', 2)",
+        "MERGE INTO accounts a USING owners o ON a.id = o.account_id AND o.owner <> 'cy' WHEN MATCHED THEN UPDATE SET"
+        " kind = o.owner, balance = balance + 1 WHEN NOT MATCHED AND owner = 'dot' THEN INSERT (id, name) VALUES"
+        " (account_id, owner) RETURNING a.*",
+        "MERGE INTO accounts USING owners ON id = account_id AND owner = 'dot' WHEN MATCHED THEN DELETE RETURNING id",
+        "MERGE INTO accounts USING accounts AS x ON accounts.id = x.id + 1 WHEN MATCHED THEN UPDATE SET id = x.id + 70",
+    ):
+        accounts.run(text)
 
 
 def test_statements_around_others(accounts: VirtualPair) -> None:
