@@ -93,6 +93,7 @@ class Stats:
         "plan_hits",
         "plan_misses",
         "plan_templates",
+        "plans_apart",
         "queries",
         "refusals",
         "replication",
@@ -121,6 +122,8 @@ class Stats:
         self.plan_templates = 0
         """Plans that followed from a template."""
         self.plan_misses = 0
+        self.plans_apart = 0
+        """Large texts that were planned by another process."""
         self.caches = {name: CacheCounts() for name in CACHES}
         self.bytes_from_clients = 0
         self.bytes_to_clients = 0

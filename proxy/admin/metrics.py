@@ -128,6 +128,12 @@ COUNTERS: Final[tuple[tuple[str, str, tuple[str, ...], Reader], ...]] = (
             (("miss",), d.stats.plan_misses),
         ],
     ),
+    (
+        "large_plans",
+        "Large texts that were planned by another process.",
+        (),
+        _one(lambda d: d.stats.plans_apart),
+    ),
     ("plan_cache_hits", "Lookups that found something.", ("cache",), _by_cache(lambda c: c.hits)),
     ("plan_cache_misses", "Lookups that found nothing.", ("cache",), _by_cache(lambda c: c.misses)),
     (

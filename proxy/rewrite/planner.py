@@ -88,6 +88,10 @@ class Planner:
             message = f"{type(error).__name__}: {error}"
             return self._opaque(Parsed(text, failure=Failure.LIMIT, message=message), Reason.INTERNAL_ERROR)
 
+    def unplanned(self, text: bytes, why: str) -> Plan:
+        """The plan of a text that is not looked into, for the reason given."""
+        return self._opaque(Parsed(text, failure=Failure.LIMIT, message=why))
+
     def _plan(self, text: bytes, search_path: tuple[str, ...], temporary: frozenset[str]) -> Plan:
         parsed = parse(text)
         if parsed.failure is not None:

@@ -71,19 +71,19 @@ def located(plan: Plan, original: bytes, fields: Fields) -> Mapping[str, str]:
     if not position.isdecimal():
         return {}
     changes = {POSITION: str(original_position(original, plan.edits, int(position)))}
-    wanted, sent, kept = int(position) - 1, 0, 0
+    wanted, begin, kept = int(position) - 1, 0, 0
     for edit in plan.edits:
-        sent += edit.start - kept
-        begin = characters(plan.text[:sent])
+        begin += characters(original[kept : edit.start])
         if begin > wanted:
             break
-        if wanted < begin + characters(edit.text):
+        length = characters(edit.text)
+        if wanted < begin + length:
             # The message may quote the name that was put in place of the client's.
             ours, theirs = _bare(edit.text), _bare(original[edit.start : edit.end])
             if ours and theirs and ours != theirs:
                 changes[MESSAGE] = _swapped(fields.get(MESSAGE, ""), ours, theirs)
             break
-        sent += len(edit.text)
+        begin += length
         kept = edit.end
     return changes
 

@@ -26,6 +26,7 @@ from proxy.control.hub import RoutingHub
 from proxy.control.link import ControlLink, ControlUnavailable
 from proxy.control.routing import Routing
 from proxy.dsn import Dsn
+from proxy.server.planning import Planning
 from proxy.session.book import PlanBook
 from proxy.session.context import Books, Context
 from proxy.session.names import StatementNames
@@ -103,6 +104,7 @@ class DatabaseRuntime:
         self.hub.listen(self._on_routing)
         self._contexts: dict[int, Context] = {}
         self._books = Books(self.stats)
+        self.planning = Planning()
         self.names = StatementNames(settings.max_prepared_statements)
         self._greetings: dict[Key, Greeting] = {}
         self._retired = False
@@ -165,6 +167,7 @@ class DatabaseRuntime:
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
+        await self.planning.stop()
         await self.monitor.stop()
         for pool in (*self.pools, self.spare):
             await pool.close()
@@ -305,6 +308,7 @@ class DatabaseRuntime:
             clock=time.monotonic,
             dual_write_enabled=self._dual_write,
             books=self._books,
+            planning=self.planning,
             names=self.names if self.shared else None,
         )
         self._contexts[number] = context

@@ -48,6 +48,7 @@ class PlanBook:
         "_split_text",
         "_stats",
         "_translators",
+        "dual_write",
         "serial",
         "tables",
     )
@@ -55,6 +56,7 @@ class PlanBook:
     def __init__(self, serial: int, tables: Sequence[TableModel], dual_write: bool, stats: Stats) -> None:
         self.serial = serial
         self.tables = tables
+        self.dual_write = dual_write
         self._planners: dict[Side, Planner] = {
             side: Planner(tables, side, dual_write) for side in ("old", "new")
         }
@@ -111,6 +113,26 @@ class PlanBook:
                 self._shapes.put(shape, family, len(shape[2]) + family.size)
         plans.put(key, plan, size_of(plan) + len(text))
         return plan
+
+    def large(self, text: bytes, side: Side, search_path: SearchPath, temp: frozenset[str]) -> Plan | None:
+        """The plan of a large text, if it is at hand."""
+        plan = None if temp else self._large.get((side, search_path, text))
+        if plan is not None:
+            self._stats.plan_hits += 1
+        return plan
+
+    def keep(
+        self, text: bytes, side: Side, search_path: SearchPath, temp: frozenset[str], plan: Plan
+    ) -> None:
+        """The plan of a large text was made elsewhere."""
+        self._stats.plan_misses += 1
+        self._stats.plans_apart += 1
+        if not temp:
+            self._large.put((side, search_path, text), plan, size_of(plan) + len(text))
+
+    def unplanned(self, text: bytes, side: Side) -> Plan:
+        """What becomes of a text that nobody could look into."""
+        return self._planners[side].unplanned(text, "it took too long, or too much memory")
 
     def tried_as(self, text: bytes, simple: bool) -> bytes:
         """Under what a text is known that was tried on the server: in a simple query its literals do not count."""

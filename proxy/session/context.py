@@ -13,7 +13,7 @@ from proxy.rewrite.plan import Kind
 from proxy.session.book import PlanBook
 from proxy.session.breaker import Breaker
 from proxy.session.names import StatementNames
-from proxy.session.ports import HubView, Prober, Reads, RoutingView, Target
+from proxy.session.ports import HubView, Planning, Prober, Reads, RoutingView, Target
 from proxy.stats import Stats
 
 
@@ -58,6 +58,8 @@ class Context:
     clock: Callable[[], float]
     books: Books
     dual_write_enabled: bool = True
+    planning: Planning | None = None
+    """Who plans large texts; None: they are planned where they come."""
     names: StatementNames | None = None
     """Set where servers are shared by transactions: the names that prepared statements have there."""
 

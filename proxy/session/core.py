@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final, Literal, final
 
-from proxy.rewrite.plan import Refusal
+from proxy.rewrite.plan import Plan, Refusal
 from proxy.session.context import Context, Flight, Term
 from proxy.session.cure import Cure
 from proxy.session.effects import FAILED, IDLE, Effects
@@ -33,7 +33,7 @@ from proxy.session.replies import PLAIN_SYNC, Reply, ReplyQueue
 from proxy.session.sending import ENDS, choose, send
 from proxy.session.settings import DEFAULT_SEARCH_PATH, SessionSettings
 from proxy.session.spoken import Spoken
-from proxy.session.work import Scope, study
+from proxy.session.work import Large, Scope, Unplanned, study
 from proxy.wire import messages as m
 from proxy.wire.framing import Framer
 
@@ -82,7 +82,12 @@ class Session:
         """Data was sent since the server asked for it."""
         self.copy_doubt = False
         """A Sync was sent behind COPY data: should the copy fail, nobody knows whether it is answered."""
-        self.blocked: Literal["", "probe", "hold", "drain", "lease", "cure"] = ""
+        self.blocked: Literal["", "plan", "probe", "hold", "drain", "lease", "cure"] = ""
+        self._planned: dict[Large, Plan] = {}
+        """The plans of large texts in the batch that is being decided."""
+        self._wanted: Large | None = None
+        """The large text whose plan the session waits for."""
+        self._withdraw: Callable[[], None] = _nothing
         self.closed = False
         self.leaving = False
         """The client has said goodbye, and waits for nothing."""
@@ -266,23 +271,25 @@ class Session:
             # A name may mean another table once the setting before it has taken effect.
             self.blocked = "drain"
             return False
-        work = study(
-            frames,
-            self.outbox.statements,
-            Scope(
-                book=context.book(),
-                prober=context.prober,
-                side_of=spoken.side_of,
-                version=spoken.version,
-                refusal=spoken.refusal,
-                search_path=self.settings.search_path,
-                temp=self.settings.temp,
-                user=self.user,
-                utf8=self.settings.utf8,
-                breaker=context.books.breaker,
-                shared=self.shared,
-            ),
+        scope = Scope(
+            book=context.book(),
+            prober=context.prober,
+            side_of=spoken.side_of,
+            version=spoken.version,
+            refusal=spoken.refusal,
+            search_path=self.settings.search_path,
+            temp=self.settings.temp,
+            user=self.user,
+            utf8=self.settings.utf8,
+            breaker=context.books.breaker,
+            planned=None if context.planning is None else self._planned,
+            shared=self.shared,
         )
+        try:
+            work = study(frames, self.outbox.statements, scope)
+        except Unplanned as unplanned:
+            self._plan_apart(unplanned.large, scope)
+            return False
         if work.unproved is not None:
             self.blocked = "probe"
             context.prober.probe(work.probe_key, work.unproved, work.probe_oids, self._on_verdict)
@@ -315,9 +322,28 @@ class Session:
                 if not self.flights:
                     self.cure.check(missing, target)
                 return False
+        if self._planned:
+            self._planned = {}
         context.stats.decisions[(target.name.lower(), reason)] += 1
         send(self, frames, work, target, term)
         return True
+
+    def _plan_apart(self, large: Large, scope: Scope) -> None:
+        """Have a large text planned elsewhere; meanwhile the session waits."""
+        planning = self.context.planning
+        assert planning is not None
+        _, side, search_path, temp, text = large
+        self.blocked, self._wanted = "plan", large
+        self._withdraw = planning.plan(
+            scope.book, text, side, search_path, temp, functools.partial(self._on_plan, large)
+        )
+
+    def _on_plan(self, large: Large, plan: Plan) -> None:
+        if self.closed or self.blocked != "plan" or large is not self._wanted:
+            return
+        self._planned[large] = plan
+        self._wanted = None
+        self._resume()
 
     def _lease(self) -> bool:
         """Get a primary connection, now or later (``on_leased``)."""
@@ -365,7 +391,7 @@ class Session:
     def cancel_waiting(self) -> bool:
         """The client cancels a batch that waits outside of a transaction and was not sent; False if there is none."""
         if (
-            self.blocked not in ("lease", "hold", "probe")
+            self.blocked not in ("lease", "hold", "probe", "plan")
             or self.flights
             or self.status != IDLE
             or self._ready[0][-1][0] not in ENDS
@@ -374,6 +400,7 @@ class Session:
         if self.blocked == "hold":
             self.context.hub.unpark(self._on_release)
             self.context.stats.parked -= 1
+        self._stop_planning()
         self._ready.popleft()
         self.port.to_client(_CANCELLED + m.ready_for_query(b"I"))
         self._resume()
@@ -508,6 +535,13 @@ class Session:
         """Whether a server has requests of a batch whose end the client has not sent."""
         return self.open_flight is not None
 
+    def _stop_planning(self) -> None:
+        """Nobody waits for the plan of a large text any more."""
+        if self._wanted is not None:
+            self._wanted = None
+            self._withdraw()
+        self._planned = {}
+
     def abandon(self) -> None:
         """The client is gone while requests are under way; the shell has sent one more Sync."""
         self.abandoned = True
@@ -517,6 +551,7 @@ class Session:
         if self.blocked == "hold":
             self.context.hub.unpark(self._on_release)
             self.context.stats.parked -= 1
+        self._stop_planning()
         if self.blocked != "cure":
             self.blocked = ""
         flight = Flight(self.context.hub.term, self.target, self.context.clock())
@@ -529,6 +564,7 @@ class Session:
         if self.closed:
             return
         self.closed = True
+        self._stop_planning()
         hub = self.context.hub
         if self.blocked == "hold":
             hub.unpark(self._on_release)
@@ -548,6 +584,10 @@ class Session:
     def clean(self) -> bool:
         """Whether the primary connection can be given to another client after a reset."""
         return self.status == IDLE and not self.flights and not len(self.queues[Target.PRIMARY])
+
+
+def _nothing() -> None:
+    """What withdraws no question."""
 
 
 def _names_statement(frame: bytes) -> bool:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import re
 
+from proxy.session.blank import BLANK
+
 _NAME = rb'("(?:[^"]|"")+"|\w+)'
 _STATEMENTS = re.compile(
-    rb"(?:\s|--[^\n]*\n|/\*.*?\*/)*(?:"
+    BLANK + rb"(?:"
     rb"DROP\s+DATABASE\s+(?:IF\s+EXISTS\s+)?" + _NAME + rb"|"
     rb"ALTER\s+DATABASE\s+" + _NAME + rb"\s+RENAME\b|"
-    rb"CREATE\s+DATABASE\s+\S+\s.*?\bTEMPLATE\s*=?\s*" + _NAME + rb")",
+    rb"CREATE\s+DATABASE\s+\S+\s.*?\bTEMPLATE\s*+=?\s*+" + _NAME + rb")",
     re.IGNORECASE | re.DOTALL,
 )
 

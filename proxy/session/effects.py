@@ -13,6 +13,7 @@ import re
 from typing import Final, final
 
 from proxy.rewrite.plan import Kind, Plan
+from proxy.session.blank import BLANK, tangled
 from proxy.session.context import Flight
 from proxy.session.settings import DISCARDED, SessionSettings, Setting, divides, sets_as_one
 from proxy.stats import Stats
@@ -34,7 +35,7 @@ _REASONS: tuple[tuple[str, re.Pattern[bytes]], ...] = tuple(
         ("settings", rb"set_config"),
     )
 )
-_START = rb"(?:\A|;)(?:\s|--[^\n]*\n|/\*.*?\*/)*"
+_START = rb"(?:\A|;)" + BLANK
 _FREES: tuple[tuple[str, re.Pattern[bytes]], ...] = tuple(
     (reason, re.compile(_START + pattern + rb"\s*(?:;|\Z)", re.IGNORECASE | re.DOTALL))
     for reason, pattern in (
@@ -83,7 +84,7 @@ class Effects:
         elif self._shared and kind is Kind.UNPARSED:
             flight.unparsed = True
             self._wait_for(flight)
-        elif self._shared and kind is Kind.WRITE and _UNSEEN.search(text) is not None:
+        elif self._shared and kind is Kind.WRITE and (tangled(text) or _UNSEEN.search(text) is not None):
             self.dirty = True
         if self.pins and not (plan.statements > 1 and divides(text)):
             self._note_frees(text, flight)
@@ -96,6 +97,8 @@ class Effects:
             self._unsettled += 1
 
     def _note_frees(self, text: bytes, flight: Flight) -> None:
+        if tangled(text):
+            return
         for reason, pattern in _FREES:
             if pattern.search(text) is not None:
                 flight.frees += (reason,)

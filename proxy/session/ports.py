@@ -13,6 +13,7 @@ from proxy.rewrite.model import Side, TableModel
 from proxy.rewrite.plan import Plan, Refusal
 
 if TYPE_CHECKING:
+    from proxy.session.book import PlanBook
     from proxy.session.context import Term
 
 
@@ -109,6 +110,22 @@ class Prober(Protocol):
         self, key: tuple[Any, ...], plan: Plan, oids: tuple[int, ...], done: Callable[[Verdict], None], /
     ) -> None:
         """Try the plan and call ``done`` later, always."""
+
+
+class Planning(Protocol):
+    """Plans large texts elsewhere, so that other clients' statements go on."""
+
+    def plan(
+        self,
+        book: PlanBook,
+        text: bytes,
+        side: Side,
+        search_path: tuple[str, ...],
+        temp: frozenset[str],
+        done: Callable[[Plan], None],
+        /,
+    ) -> Callable[[], None]:
+        """Plan a text and call ``done`` later, once, unless what is given back was called before."""
 
 
 class Port(Protocol):

@@ -11,10 +11,10 @@ from __future__ import annotations
 import re
 from typing import Final, final
 
+from proxy.session.blank import tangled
+
 DEFAULT_SEARCH_PATH = '"$user", public'
-_VALUE = re.compile(
-    r"\s*SET\s+(?:SESSION\s+)?search_path\s*(?:=|\bTO\b)\s*(.*?)\s*;?\s*\Z", re.IGNORECASE | re.DOTALL
-)
+_VALUE = re.compile(r"\s*SET\s+(?:SESSION\s+)?search_path\s*(?:=|\bTO\b)(.*)", re.IGNORECASE | re.DOTALL)
 _UTF8 = frozenset(("", "UTF8", "UNICODE", "SQL_ASCII"))
 
 _CONTROL = rb"BEGIN|START|COMMIT|END|ROLLBACK|ABORT|SAVEPOINT|RELEASE|PREPARE|EXECUTE|CALL|LOCAL"
@@ -107,10 +107,11 @@ class SessionSettings:
 
     def _read_search_path(self, text: str | None) -> None:
         match = None if text is None else _VALUE.fullmatch(text)
-        if text is None or (match is not None and match[1].upper() == "DEFAULT"):
+        value = "" if match is None else match[1].strip().removesuffix(";").rstrip()
+        if text is None or value.upper() == "DEFAULT":
             self.report("search_path", "")
         elif match is not None:
-            self.report("search_path", match[1].replace("'", '"'))
+            self.report("search_path", value.replace("'", '"'))
 
     def discard(self) -> None:
         """DISCARD ALL took effect."""
@@ -124,7 +125,7 @@ class SessionSettings:
 
 def divides(text: bytes) -> bool:
     """Whether a text may begin or end transactions, so that its statements may not stand or fall together."""
-    return _DIVIDES.search(_DOLLAR_QUOTED.sub(b"''", text)) is not None
+    return tangled(text) or _DIVIDES.search(_DOLLAR_QUOTED.sub(b"''", text)) is not None
 
 
 def sets_as_one(text: bytes) -> bool:

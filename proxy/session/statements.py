@@ -11,11 +11,13 @@ import re
 from collections.abc import Callable
 from typing import final
 
+from proxy.session.blank import BLANK
 from proxy.session.harmless import harmless
 from proxy.wire import messages as m
 
 _DEALLOCATE = re.compile(
-    rb"""(?:\s|--[^\n]*(?:\n|\Z)|/\*.*?\*/)*(?:DEALLOCATE\s+(?:PREPARE\s+)?(?:(?P<all>ALL)\b|"(?P<quoted>(?:[^"]|"")+)"|(?P<name>\w+))
+    BLANK
+    + rb"""(?:DEALLOCATE\s+(?:PREPARE\s+)?(?:(?P<all>ALL)\b|"(?P<quoted>(?:[^"]|"")+)"|(?P<name>\w+))
         |(?P<discard>DISCARD\s+ALL)\b)""",
     re.IGNORECASE | re.VERBOSE | re.DOTALL,
 )

@@ -14,7 +14,7 @@ from typing import Any
 from proxy.rewrite.model import Side
 from proxy.rewrite.plan import Kind, Plan, Refusal
 from proxy.rewrite.reasons import Reason
-from proxy.session.book import PlanBook, SearchPath
+from proxy.session.book import LARGE_TEXT, PlanBook, SearchPath
 from proxy.session.breaker import Breaker
 from proxy.session.ports import Prober
 from proxy.session.statements import Statement
@@ -35,6 +35,18 @@ CHANGED = Refusal("0A000", "cached plan must not change result type")
 """What a statement gets that gives other columns than its client was told."""
 
 _ENDS_TRANSACTION = frozenset((Kind.COMMIT, Kind.ROLLBACK, Kind.EMPTY))
+
+Large = tuple[int, Side, SearchPath, frozenset[str], bytes]
+"""A large text, and under what it is planned: the book's serial, side, search_path, temporary relations."""
+
+
+class Unplanned(Exception):
+    """A large text must be planned before the batch can be studied."""
+
+    def __init__(self, large: Large) -> None:
+        super().__init__()
+        self.large = large
+
 
 SideOf = Callable[[str], Side | Refusal]
 
@@ -105,6 +117,8 @@ class Scope:
     user: str
     utf8: bool
     breaker: Breaker
+    planned: Mapping[Large, Plan] | None = None
+    """The large texts of the batch that were planned elsewhere; None: they are planned here."""
     shared: bool = False
     """Servers are shared by transactions: a named statement is prepared wherever it is wanted."""
 
@@ -112,11 +126,17 @@ class Scope:
         """The plan of a text; what is neither UTF-8 nor ASCII is taken for unparsable (a parser would misread it)."""
         if not self.utf8 and ASCII_ONLY.match(text) is None:
             return Plan(text, Kind.UNPARSED, "client_encoding")
+        if self.planned is not None and len(text) > LARGE_TEXT:
+            large = (self.book.serial, side, self.search_path, self.temp, text)
+            plan = self.planned.get(large) or self.book.large(text, side, self.search_path, self.temp)
+            if plan is None:
+                raise Unplanned(large)
+            return plan
         return self.book.plan(text, side, self.search_path, self.temp)
 
 
 def study(frames: list[bytes], statements: Mapping[bytes, Statement], scope: Scope) -> Work:
-    """Resolve every message of a batch. Raises ProtocolViolation for malformed messages."""
+    """Resolve every message of a batch. Raises ProtocolViolation for malformed messages, and Unplanned."""
     work = Work()
     fresh: dict[bytes, Statement | None] = {}
     portals: dict[bytes, Item] = {}

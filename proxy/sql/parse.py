@@ -9,6 +9,7 @@ stack on hostile input.
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -20,6 +21,10 @@ Node = dict[str, Any]
 
 MAX_BYTES = 4 << 20
 """Longer texts are not parsed: an INSERT of very many rows takes about half a second for each mebibyte to plan."""
+
+
+MAX_OPENINGS = 64
+_SIGNS = re.compile(rb"[~!@#^&|`?+\-*/%<>=]{128,}+")
 
 
 class Failure(StrEnum):
@@ -59,6 +64,8 @@ def parse(text: bytes) -> Parsed:
     """Parse a text of any number of statements."""
     if len(text) > MAX_BYTES:
         return Parsed(text, failure=Failure.LIMIT, message=f"longer than {MAX_BYTES} bytes")
+    if text.count(b"/*") > MAX_OPENINGS and _nests(text):
+        return Parsed(text, failure=Failure.LIMIT, message="too many comments within comments")
     if b"\0" in text:
         return Parsed(text, failure=Failure.ENCODING, message="a NUL byte")
     try:
@@ -79,6 +86,11 @@ def parse(text: bytes) -> Parsed:
         for kind, node in raw["stmt"].items():
             statements.append(Statement(kind, node, start, start + length if length else len(text)))
     return Parsed(text, tuple(statements))
+
+
+def _nests(text: bytes) -> bool:
+    """Whether very many comments begin with nothing but signs between them: the scanner takes quadratic time for it."""
+    return any(run.count(b"/*") > MAX_OPENINGS for run in _SIGNS.findall(text))
 
 
 def _failure_of(message: str) -> Failure:
