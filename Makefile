@@ -5,6 +5,7 @@
 #   make lint     ruff, mypy --strict, the import linter
 #   make bench    the measurements, of the compiled build where there is a C compiler; PURE=1 takes the sources
 #
+#   make bench-rewrite    writes, reads and plans in the middle of a migration, beside triggers
 #   make conformance      test suites of others, through a sidecar     SUITE=asyncpg CONFORMANCE_ARGS="--replicas 1"
 #   make compile          extension modules beside the sources: everything above then runs them
 #   make clean-compiled   removes them
@@ -23,7 +24,7 @@ TESTS ?= tests/build tests/wire tests/session tests/server tests/integration
 PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
 	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$python" && break; done)
 
-.PHONY: demo test lint bench conformance install clean compile clean-compiled test-compiled
+.PHONY: demo test lint bench bench-rewrite conformance install clean compile clean-compiled test-compiled
 
 # The compiled wheel, an environment that has it, and a copy of the tests: sources never meet compiled modules there.
 COMPILED := build/compiled
@@ -48,6 +49,10 @@ bench: $(VENV)/.test
 		echo "no compiled wheel: measuring the sources of this tree" >&2; \
 		$(VENV)/bin/python -m pytest -m bench -s --timeout=0 $(PYTEST_ARGS); \
 	fi
+
+bench-rewrite:
+	@$(MAKE) --no-print-directory bench \
+		PYTEST_ARGS="tests/bench/test_rewrite_plans.py tests/bench/test_rewrite_writes.py $(PYTEST_ARGS)"
 
 # Without SUITE all of them; docs/conformance.md says what each needs.
 conformance: $(VENV)/.test

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from proxy.rewrite.plan import Edit, Refusal
 from proxy.rewrite.reasons import Reason
 from proxy.rewrite.rules import INTERNAL_PREFIX, Catalog, Rule
-from proxy.sql.parse import Node
+from proxy.sql.parse import LEAVES, Node
 from proxy.sql.repeatable import repeatable
 from proxy.sql.splice import ordered, render
 from proxy.sql.tokens import Tokens
@@ -136,15 +136,15 @@ class Work:
 
     def visit(self, value: Any, scope: Scope) -> None:
         """Walk over a part of a tree, giving each node that has a handler to it."""
-        if isinstance(value, list):
+        if type(value) is list:
             for item in value:
                 self.visit(item, scope)
-        elif isinstance(value, dict):
+        elif type(value) is dict:
             for key, child in value.items():
                 handler = self._handlers.get(key)
                 if handler is not None:
                     handler(self, child, scope)
-                elif type(child) is dict or type(child) is list:
+                elif (type(child) is dict or type(child) is list) and key not in LEAVES:
                     self.visit(child, scope)
 
     def slice(self, start: int, end: int) -> str:

@@ -20,7 +20,7 @@ from proxy.rewrite.template import Family
 from proxy.sql.literals import Split, split
 from proxy.stats import Stats
 
-LARGE_TEXT = 16_384
+LARGE_TEXT = 8_192
 """Bytes; longer texts take too long to plan on the event loop, and are no templates."""
 MAX_ENTRIES = 5_000
 MAX_BYTES = 16 << 20

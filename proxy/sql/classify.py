@@ -11,7 +11,7 @@ from typing import Any
 
 from proxy.sql.functions import READ_SAFE, SESSION_STATE, foreign_operator, plain_name
 from proxy.sql.kinds import Kind, worst
-from proxy.sql.parse import Node, Parsed, Statement
+from proxy.sql.parse import LEAVES, Node, Parsed, Statement
 
 RelationName = tuple[str | None, str]
 
@@ -47,6 +47,7 @@ _FIXED = {
     "ClusterStmt": Kind.DDL,
 }
 _DDL_PREFIXES = ("Create", "Alter", "Drop", "Rename", "Define", "Comment", "Grant", "Import", "Composite")
+_LEAVES = LEAVES | {"ColumnRef"}
 _MODIFYING = frozenset({"InsertStmt", "UpdateStmt", "DeleteStmt", "MergeStmt"})
 _CATALOGS = frozenset({"pg_catalog", "information_schema", "dualwire"})
 
@@ -166,7 +167,10 @@ class _Survey:
                 self._walk(child, ctes)
             elif key == "withClause":
                 continue
-            elif type(child) is dict or type(child) is list:
+            elif type(child) is dict:
+                if key not in _LEAVES:
+                    self._fields(child, ctes)
+            elif type(child) is list:
                 self._walk(child, ctes)
 
     def _target(self, node: Node, ctes: frozenset[str]) -> None:

@@ -19,6 +19,9 @@ from pglast.parser import ParseError, parse_sql_json
 Node = dict[str, Any]
 """A node of the tree: field name to value; a wrapped node has one key, its type's name."""
 
+LEAVES = frozenset({"A_Const", "ParamRef", "String", "TypeName", "typeName"})
+"""Keys under which a tree names no column, no relation and no function."""
+
 MAX_BYTES = 4 << 20
 """Longer texts are not parsed: an INSERT of very many rows takes about half a second for each mebibyte to plan."""
 
