@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import pickle
 import sys
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import structlog
@@ -29,6 +31,8 @@ log = structlog.get_logger(__name__)
 TIMEOUT: Final = 60.0
 """Seconds for one text."""
 IDLE_SECONDS: Final = 60.0
+_ROOT: Final = str(Path(__file__).resolve().parents[2])
+"""Where this package is: the other process must not find another one."""
 
 
 @dataclass(eq=False, slots=True)
@@ -106,7 +110,10 @@ class Planning:
             self._current = None
             if not job.withdrawn:
                 job.book.keep(job.text, job.side, job.search_path, job.temp, plan)
-                job.done(plan)
+                try:
+                    job.done(plan)
+                except Exception:
+                    log.exception("a session could not go on with its plan")  # the others' texts still wait
         self._idle = asyncio.get_running_loop().call_later(IDLE_SECONDS, self._kill)
 
     async def _ask(self, job: _Job) -> Plan:
@@ -114,9 +121,10 @@ class Planning:
         if process is None or process.returncode is not None:
             self._known = []
             process = self._process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "proxy.server.planning_worker"),
+                *(sys.executable, "-P", "-m", "proxy.server.planning_worker"),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join((_ROOT, os.environ.get("PYTHONPATH", "")))},
             )
         assert process.stdin is not None
         assert process.stdout is not None
