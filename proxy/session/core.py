@@ -339,7 +339,7 @@ class Session:
         )
 
     def _on_plan(self, large: Large, plan: Plan) -> None:
-        if self.closed or self.blocked != "plan" or large is not self._wanted:
+        if self.closed or self.blocked != "plan" or large != self._wanted:
             return
         self._planned[large] = plan
         self._wanted = None
