@@ -11,15 +11,17 @@ from proxy.rewrite.plan import Kind, Plan
 from proxy.rewrite.planner import Planner
 from proxy.session.blank import tangled
 from proxy.session.book import PlanBook
+from proxy.session.context import Flight
 from proxy.session.databases import wanted_alone
 from proxy.session.effects import Effects
 from proxy.session.harmless import harmless
 from proxy.session.outbox import discards_all
+from proxy.session.ports import Target
 from proxy.session.settings import SessionSettings, divides, sets_as_one
 from proxy.session.statements import deallocated
 from proxy.sql.literals import split
 from proxy.stats import Stats
-from tests.session.play import ORDERS
+from tests.session.play import ORDERS, Play
 
 UNITS = (
     b"(", b")", b"[", b"'", b'"', b"''", b"/*", b"*/", b"/**/", b"--", b"-- \n", b";", b"; ", b";/*", b";--", b"$",
@@ -32,6 +34,7 @@ STARTS = (
     b"CREATE DATABASE x TEMPLATE", b"DO $x$", b"INSERT INTO orders VALUES (1)",
 )  # fmt: skip
 ENDS = (b"", b"x", b"'", b"*/")
+TERM = Play().hub.term
 
 
 def _look_at(text: bytes) -> None:
@@ -49,14 +52,7 @@ def _look_at(text: bytes) -> None:
     effects = Effects(settings, stats, True)
     for kind in (Kind.WRITE, Kind.SESSION, Kind.UNPARSED):
         effects.pins = frozenset(("listen",))
-        effects.note(text, Plan(text, kind, "x", statements=2), _Flight())  # type: ignore[arg-type]
-
-
-class _Flight:
-    control = ()
-    frees: tuple[str, ...] = ()
-    back = failed = uncertain = unparsed = noted = False
-    settings = ()
+        effects.note(text, Plan(text, kind, "x", statements=2), Flight(TERM, Target.PRIMARY, 0.0))
 
 
 @pytest.mark.parametrize("size", [40, 4_000, pytest.param(1 << 19, marks=pytest.mark.slow)])
