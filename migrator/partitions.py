@@ -112,6 +112,27 @@ def judge(
                 )
 
 
+async def fire_alike(conn: asyncpg.Connection, tables: Sequence[TableDesign]) -> None:
+    """Make sure that partitions fire the triggers of ours as their table does, whatever the server's version copies.
+
+    In the transaction that makes the triggers; on PostgreSQL 18 there is nothing left to do.
+    """
+    for table in tables:
+        if not table.partitioned:
+            continue
+        rows = await conn.fetch(
+            "SELECT n.nspname, c.relname, t.tgname, p.tgenabled::text AS wanted"
+            " FROM pg_trigger p JOIN pg_partition_tree(p.tgrelid::regclass) x ON x.level > 0"
+            " JOIN pg_trigger t ON t.tgrelid = x.relid AND t.tgname = p.tgname AND t.tgenabled <> p.tgenabled"
+            " JOIN pg_class c ON c.oid = x.relid JOIN pg_namespace n ON n.oid = c.relnamespace"
+            " WHERE p.tgrelid = $1 AND p.tgname LIKE 'zzz\\_dualwire\\_%' AND p.tgenabled = 'A'",
+            table.oid,
+        )
+        for row in rows:
+            name = qualified(row["nspname"], row["relname"])
+            await conn.execute(f"ALTER TABLE {name} ENABLE ALWAYS TRIGGER {ident(row['tgname'])}")
+
+
 def odd_orders(
     table: CatalogTable, partitions: Sequence[CatalogTable], old: Order, known: Mapping[int, Order]
 ) -> dict[str, list[str]]:

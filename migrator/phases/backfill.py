@@ -22,7 +22,7 @@ from migrator.armed import pass_fence
 from migrator.control import store
 from migrator.design import TableDesign
 from migrator.locks import with_tables_locked
-from migrator.partitions import build_index
+from migrator.partitions import build_index, fire_alike
 from migrator.phases.context import Context
 from migrator.progress import duration
 from migrator.sqltext import MARK, ident, names, row
@@ -91,6 +91,7 @@ async def ddl_step(ctx: Context, name: str, statements: Sequence[str]) -> None:
     async def step(conn: asyncpg.Connection) -> None:
         for statement in statements:
             await conn.execute(statement)
+        await fire_alike(conn, ctx.design.tables)
         await conn.execute("SET LOCAL search_path = pg_catalog")
         await store.step_done(conn, ctx.row.id, name, statements)
         await drift.remember(conn, ctx.row.id, ctx.design)

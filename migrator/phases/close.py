@@ -18,6 +18,7 @@ from migrator import compat, drift, models
 from migrator.control import acks, publish, store
 from migrator.errors import Refused
 from migrator.locks import with_tables_locked
+from migrator.partitions import fire_alike
 from migrator.phases import enforce, verify
 from migrator.phases.context import Context
 from migrator.progress import duration
@@ -130,6 +131,7 @@ async def _step(ctx: Context, name: str, statements: Sequence[str], *, lock: boo
     async def step(conn: asyncpg.Connection) -> None:
         for statement in statements:
             await conn.execute(statement)
+        await fire_alike(conn, ctx.design.tables)
         await conn.execute("SET LOCAL search_path = pg_catalog")
         await store.step_done(conn, ctx.row.id, name, statements)
         await drift.remember(conn, ctx.row.id, ctx.design)

@@ -11,6 +11,7 @@ from migrator.control import store
 from migrator.design import Design
 from migrator.errors import from_postgres
 from migrator.locks import with_tables_locked
+from migrator.partitions import fire_alike
 from migrator.phases import withdraw
 from migrator.phases.context import Context
 from migrator.replace import steps
@@ -55,6 +56,7 @@ async def run(ctx: Context) -> None:
             await conn.execute("SET LOCAL search_path = pg_catalog")
             for statement in table.expand:
                 await conn.execute(statement)
+        await fire_alike(conn, ctx.design.tables)
         await conn.execute(f"SET LOCAL search_path = {quoted}, pg_catalog")
         for operation in ctx.design.sql:
             if not operation.on_complete:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import asyncpg
@@ -156,7 +157,8 @@ async def test_a_copied_missing_mark_does_not_hide_behind_the_backfill(db: Any, 
     async with engine.working(migrator.dsn, 5) as session:
         ctx = await engine.active_context(session, migrator.progress, migrator.options)
         await backfill.ddl_step(ctx, "arm", ctx.design.tables[0].arm)
-        run = backfill._Backfill(ctx, ctx.design.tables[0])
+        [table] = ctx.design.tables
+        run = backfill.Backfill(ctx, table, partial(backfill.update_statement, table))
         unsynced = await db.fetchrow("SELECT * FROM items WHERE id = 1")
         await run.run()
         await db.execute(

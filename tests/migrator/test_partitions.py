@@ -11,6 +11,7 @@ from typing import Any
 import asyncpg
 import pytest
 
+from migrator import engine, partitions
 from migrator.errors import Differences, Refused
 from tests.migrator.conftest import Migrator
 
@@ -107,6 +108,19 @@ async def test_the_guard_is_on_every_partition_and_always(db: Any, migrator: Mig
     await migrator.cutover()
     await migrator.complete()
     assert await db.fetchval("SELECT weight FROM e4") == 2
+
+
+async def test_a_partition_whose_trigger_fires_otherwise_is_put_right(
+    db: Any, migrator: Migrator, path: Any
+) -> None:
+    """As a server would leave it that does not hand the state of a trigger on to partitions."""
+    await migrator.start(path, "expanded")
+    await db.execute("ALTER TABLE e2 ENABLE TRIGGER zzz_dualwire_guard")
+    async with engine.working(migrator.dsn, 5) as session:
+        ctx = await engine.active_context(session, migrator.progress, migrator.options)
+        await partitions.fire_alike(db, ctx.design.tables)
+    enabled = "SELECT DISTINCT tgenabled::text FROM pg_trigger WHERE tgname = 'zzz_dualwire_guard'"
+    assert [r[0] for r in await db.fetch(enabled)] == ["A"]
 
 
 async def test_writes_past_the_sidecars_are_carried_over(db: Any, migrator: Migrator, path: Any) -> None:
