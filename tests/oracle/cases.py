@@ -115,6 +115,16 @@ CASES: tuple[Case, ...] = (
         bug="the position is that of the first added column",
     ),
     _queries(
+        "a_dropped_temporary_table_does_not_hide_the_migrated_one_any_more",
+        ITEM,
+        "old",
+        "CREATE TEMP TABLE item AS SELECT 1 AS id",
+        "SELECT * FROM item",
+        "DROP TABLE pg_temp.item",
+        "SELECT * FROM item",
+        bug="a temporary relation is believed to be there until DISCARD ALL",
+    ),
+    _queries(
         "a_new_speakers_insert_that_is_left_to_the_guard_keeps_no_default_of_the_old_shape",
         ITEM,
         "new",

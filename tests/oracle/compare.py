@@ -19,7 +19,7 @@ IGNORED_FIELDS = "FLRqpW"
 FAILING_ROW = re.compile(r"^Failing row contains \(.*\)\.$", re.DOTALL)
 """The row as the table physically holds it: both shapes' columns are in it."""
 
-TWO_VIOLATIONS = {("23505", "23502"), ("23505", "23514")}
+TWO_VIOLATIONS = {(got, expected) for got in ("23503", "23505") for expected in ("23502", "23514")}
 """(got, expected): of two constraints that a row breaks, PostgreSQL tells NOT NULL and CHECK first. Those that only the
 new version has are checked when the row is there, and so after unique ones."""
 
@@ -79,6 +79,8 @@ def _field(field: Field, names: Names) -> tuple[Any, ...]:
 
 def _report(fields: Mapping[str, str]) -> dict[str, str]:
     kept = {code: text for code, text in fields.items() if code not in IGNORED_FIELDS}
+    if kept.get("H", "").startswith("The version of "):
+        del kept["H"]  # names the columns that the client's version has
     if FAILING_ROW.match(kept.get("D", "")):
         del kept["D"]
     return kept
@@ -97,6 +99,8 @@ def differences(got: list[Any], expected: list[Any], not_null: Set[str] = frozen
         if left[0] == right[0] == "E":
             parts = {c: (left[1].get(c), right[1].get(c)) for c in {**left[1], **right[1]}}
             wrong = {c: pair for c, pair in parts.items() if pair[0] != pair[1]}
+            if parts["C"] == ("24000", "24000"):  # whether a cursor's row can be changed depends on the plan
+                continue
             if wrong.get("C") in TWO_VIOLATIONS or _two_nulls(parts, not_null):
                 continue
             found.append(f"error {right[1].get('C')}: (got, expected) {wrong}")

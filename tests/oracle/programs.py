@@ -6,29 +6,46 @@ depend on. A statement whose rows come in an order that nothing promises is comp
 
 from __future__ import annotations
 
+import struct
+from collections.abc import Callable
 from typing import Any
 
 from hypothesis import strategies as st
 
+from tests.oracle.mistakes import Blunderer
 from tests.oracle.pen import Text
-from tests.oracle.schemas import Combo
+from tests.oracle.schemas import Column, Combo, Table
 from tests.oracle.steps import Batch, Call, CopyIn, Program, Query, Step
-from tests.oracle.writing import Writer
+
+BINARY: dict[str, Callable[[str], bytes]] = {
+    "smallint": lambda text: struct.pack(">h", int(text)),
+    "integer": lambda text: struct.pack(">i", int(text)),
+    "bigint": lambda text: struct.pack(">q", int(text)),
+    "boolean": lambda text: bytes([text == "t"]),
+    "uuid": lambda text: bytes.fromhex(text.replace("-", "")),
+    "bytea": lambda text: bytes.fromhex(text[2:]),
+    **dict.fromkeys(("text", "varchar(6)", "varchar(20)", "mood", "answer"), str.encode),
+}
+"""The binary form of a value by its type."""
 
 SET_LEVELS = ("", " ISOLATION LEVEL REPEATABLE READ")
 
 
-class Author(Writer):
+class Author(Blunderer):
     """Writes programs."""
 
     def query(self) -> Step:
         self.text, self.extended = Text(), False
-        sql = self.statement()
+        sql = self.wrong() if self.chance(12) else self.statement()
         return Query(sql, self.text.ordered)
+
+    def wrong(self) -> str:
+        """A statement that fails."""
+        return self.foreign() if self.chance(30) else self.mistake()
 
     def call(self) -> Call:
         self.text, self.extended = Text(), True
-        sql = self.statement()
+        sql = self.wrong() if self.chance(7) else self.statement()
         text = self.text
         types = tuple(text.types) if any(text.types) else ()
         return Call(
@@ -37,12 +54,19 @@ class Author(Writer):
             types,
             describe=self.pick(("", "S", "P", "SP")),
             binary=self.chance(40),
+            rows=1 if text.ordered and self.chance(30) else 0,
             ordered=text.ordered,
         )
 
     def batch(self) -> Step:
         count = self.pick((1, 1, 1, 2, 3))
-        return Batch(tuple(self.call() for _ in range(count)))
+        calls = [self.call() for _ in range(count)]
+        if count > 1 and self.chance(30):
+            first, last = self.pick(
+                (("BEGIN", "COMMIT"), ("BEGIN", "ROLLBACK"), ("SAVEPOINT b", "ROLLBACK TO b"))
+            )
+            calls = [Call(first), *calls, Call(last)]
+        return Batch(tuple(calls))
 
     def named(self, number: int) -> list[Step]:
         """A statement that is prepared once and run twice."""
@@ -85,16 +109,19 @@ class Author(Writer):
         if self.chance(70):
             columns = [c for c in columns if c.name == "id" or c.not_null or self.chance(60)]
             listed = f" ({', '.join(c.sql for c in columns)})"
+        if self.chance(20):
+            return self.copy_binary(table, columns)
         style = self.pick(("text", "csv", "header"))
         lines = []
-        for number in range(self.pick((1, 2, 3))):
+        count = self.pick((1, 2, 3))
+        for number in range(count):
             cells: list[str | None] = []
             for column in columns:
                 if column.name == "id":
                     cells.append(str(40 + number))
                 elif not column.not_null and self.chance(15):
                     cells.append(None)
-                elif column.bad and self.chance(2):
+                elif column.bad and count == 1 and self.chance(2):
                     cells.append(self.pick(column.bad))
                 else:
                     cells.append(self.pick(column.values))
@@ -107,6 +134,22 @@ class Author(Writer):
         return CopyIn(
             f"COPY {self.name(table)}{listed} FROM STDIN{options}", (data[:cut], data[cut:]), self.chance(5)
         )
+
+    def copy_binary(self, table: Table, columns: list[Column]) -> Step:
+        """COPY in the binary format, of columns whose binary form is simple."""
+        wanted = [c for c in columns if c.name == "id" or c.type in BINARY]
+        data = b"PGCOPY\n\xff\r\n\0" + bytes(8)
+        for number in range(self.pick((1, 2))):
+            data += struct.pack(">h", len(wanted))
+            for column in wanted:
+                if column.name != "id" and not column.not_null and self.chance(20):
+                    data += struct.pack(">i", -1)
+                    continue
+                value = str(40 + number) if column.name == "id" else self.pick(column.values)
+                cell = BINARY[column.type](value)
+                data += struct.pack(">i", len(cell)) + cell
+        listed = ", ".join(c.sql for c in wanted)
+        return CopyIn(f"COPY {table.name} ({listed}) FROM STDIN (FORMAT binary)", (data + b"\xff\xff",))
 
     def cursor(self) -> list[Step]:
         """DECLARE, FETCH, and a change of the row where it stands."""
@@ -144,6 +187,25 @@ class Author(Writer):
             return Query(self.truncate())
         return Query("; ".join(self.statement() for _ in range(2)))
 
+    def shadow(self) -> list[Step]:
+        """A temporary table of a migrated one's name, and the search_path."""
+        table = self.table()
+        if self.chance(40):
+            paths = ("pg_catalog, public", "nosuch", "public, pg_catalog", '"$user", public')
+            return [Query(f"SET search_path TO {self.pick(paths)}"), self.query(), Query("RESET search_path")]
+        made = self.pick(
+            (f"SELECT 1 AS id, 'x' AS {self.pick(('nosuch', self.columns(table)[-1].sql))}", "SELECT")
+        )
+        return [
+            Query(f"CREATE TEMP TABLE {table.name} AS {made}"),
+            self.query(),
+            Query(
+                f"SELECT * FROM {self.pick((table.name, 'pg_temp.' + table.name, 'public.' + table.name))}"
+            ),
+            Query(f"DROP TABLE {self.pick(('pg_temp.', ''))}{table.name}"),
+            Query("DISCARD ALL"),
+        ]
+
     def steps(self) -> list[Step]:
         """The whole program."""
         found: list[Step] = []
@@ -176,13 +238,14 @@ class Author(Writer):
                     "copy_in",
                     "cursor",
                     "utility",
+                    "shadow",
                 )
             )
             if chosen in {"named", "prepared"}:
                 found += getattr(self, chosen)(number)
-            elif chosen == "cursor":
+            elif chosen in {"cursor", "shadow"}:
                 if not open_transaction:
-                    found += self.cursor()
+                    found += getattr(self, chosen)()
             else:
                 found.append(getattr(self, chosen)())
         if open_transaction and self.chance(70):

@@ -35,9 +35,17 @@ class Reader(Pen):
                 "natural",
                 "leftjoin",
                 "scalar",
+                "view",
             )
         )
         return str(getattr(self, f"select_{chosen}")(table))
+
+    def select_view(self, table: Table) -> str:
+        if not any(text.startswith("CREATE VIEW") for text in table.triggers):
+            return self.plain_query(table)
+        return (
+            f"SELECT v.* FROM {table.name}_view v JOIN {table.name} t ON t.id = v.id{self.where(table, 't.')}"
+        )
 
     def plain_query(self, table: Table, lock: str = "") -> str:
         alias = self.alias()

@@ -10,16 +10,16 @@ import asyncio
 import contextlib
 import json
 import re
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from migrator.cluster import Cluster
 from migrator.control import store
 from migrator.database import connect
-from migrator.design import Design, TableDesign
+from migrator.design import Design
 from migrator.errors import DualwireError
-from migrator.sqltext import MARK, ident, literal
+from migrator.sqltext import ident
 from proxy.control.routing import from_document
 from proxy.rewrite.planner import Planner
 from tests.conftest import Database, Sidecar, SidecarFactory
@@ -27,7 +27,8 @@ from tests.migrator.conftest import Migrator
 from tests.oracle.compare import Names, differences, told, unsorted_copy
 from tests.oracle.known import known
 from tests.oracle.refusals import allowed
-from tests.oracle.schemas import NOTES, TYPES, Combo, Table, quoted
+from tests.oracle.schemas import NOTES, TYPES, Combo, quoted
+from tests.oracle.state import State, functions
 from tests.oracle.steps import Batch, CopyIn, Program, Query, Step
 from tests.oracle.wire import Client, Heard, error, rows
 
@@ -38,6 +39,7 @@ COUNTED = (
     (r"dualwire_mirrored_statements_total", "mirrored"),
     (r"dualwire_guarded_statements_total", "guarded"),
     (r"dualwire_guard_fallbacks_total", "fallbacks"),
+    (r"dualwire_mirror_failures_total", "mirror_f"),
     (r"dualwire_tables_handed_to_guard", "tables handed to the guard"),
 )
 """Metrics of the sidecar, and what they are called in the report."""
@@ -115,6 +117,7 @@ class Scene:
             for name, physical in [*table.old, *table.new]
             if physical in (mirror.target, *mirror.value.sources)
         }
+        self.state = State(self.combo, self.designs, self.physical)
         self._seed()
 
     async def _migrate(self, path: Path, directory: Path) -> Design:
@@ -154,6 +157,8 @@ class Scene:
             data = tuple(h.content for h in lines if h.kind == "d")
             heard = new.ask(CopyIn(f"COPY seed.{name} FROM STDIN", data).frames())
             assert error(heard) is None, error(heard)
+        for side in ("old", "new"):
+            sql(self.direct(side), "; ".join(["SELECT", *functions(self.combo, side)]))
         self.resets = {
             (base, side): self._reset_text(base, side) for side in ("old", "new") for base in ("both", side)
         }
@@ -200,7 +205,11 @@ class Scene:
     def _without_problems(self, table: str) -> str:
         wanted = f"SELECT key->>'id' FROM seed.problem WHERE table_name = 'public.{table}'"
         keys = [str(k) for (k,) in sql(self.direct("both"), wanted)]
-        return f" WHERE id NOT IN ({', '.join(keys)})" if keys else ""
+        parts = [f"id NOT IN ({', '.join(keys)})"] if keys else []
+        if any(c.name == "parent_id" for c in self.tables[table].columns("new")):
+            parents = self._without_problems(self.combo.tables[0].name)
+            parts.append(f"(parent_id IS NULL OR parent_id IN (SELECT id FROM seed.item{parents}))")
+        return f" WHERE {' AND '.join(parts)}" if parts else ""
 
     def _names(self, side: str) -> dict[str, Names]:
         client = self.direct(side)
@@ -272,7 +281,9 @@ class Scene:
                 client.ask(Query("ROLLBACK").frames())
                 client.ask(Query("DISCARD ALL").frames())
             if not (outcome.differences or outcome.known or outcome.waived):
-                self._compare_state(side, outcome)
+                outcome.differences += self.state.differences(
+                    side, partial(sql, self.direct("both")), partial(sql, self.direct(side))
+                )
         except BaseException:
             self.close()
             raise
@@ -338,38 +349,6 @@ class Scene:
                     plan = planner.plan(text.encode())
                     lines.append(f"{plan.reason}, mirrored {plan.mirrored}: {plan.text.decode()}")
         return "\n".join(lines)
-
-    # -- state -------------------------------------------------------------------------------------------------
-
-    def _compare_state(self, side: str, outcome: Outcome) -> None:
-        both, plain = self.direct("both"), self.direct(side)
-        for name, table in self.tables.items():
-            listed = ", ".join(f"{p} AS {quoted(n)}" for n, p in self.physical(name, side))
-            got = sql(both, f"SELECT {listed} FROM {name} ORDER BY id")
-            expected = sql(
-                plain, f"SELECT {', '.join(c.sql for c in table.columns(side))} FROM {name} ORDER BY id"
-            )
-            if got != expected:
-                outcome.differences.append(f"{name} holds {got!r}, expected {expected!r}")
-            if name in self.designs and self.designs[name].mark:
-                outcome.differences += self._inconsistent(self.designs[name])
-        if sql(both, "TABLE notes ORDER BY 1") != sql(plain, "TABLE notes ORDER BY 1"):
-            outcome.differences.append("notes differ")
-
-    def _inconsistent(self, design: TableDesign) -> Iterator[str]:
-        both = self.direct("both")
-        mine = f"p.table_name = {literal(design.label)} AND p.key = {design.key_json('t.')}"
-        problem = f"EXISTS (SELECT FROM dualwire.problem p WHERE {mine})"
-        for found in sql(
-            both,
-            f"SELECT t.id, t.{ident(MARK)}, t FROM {design.sql} AS t"
-            f" WHERE NOT {design.consistent('t.')} AND NOT {problem}",
-        ):
-            yield f"{design.name}: inconsistent and no problem: {found!r}"
-        for found in sql(
-            both, f"SELECT t.id, t FROM {design.sql} AS t WHERE {design.consistent('t.')} AND {problem}"
-        ):
-            yield f"{design.name}: a problem, but consistent: {found!r}"
 
 
 def compared(
@@ -456,6 +435,3 @@ class World:
         for scene in self.scenes:
             self._drop(scene)
         self.cluster.drop_database(TEMPLATE)
-
-
-__all__ = ["Outcome", "Rejected", "Scene", "Sequence", "Table", "World"]

@@ -46,7 +46,8 @@ class Column:
     identity: str = ""
     generated: str | None = None
     check: str | None = None
-    """``CONSTRAINT name CHECK (...)``."""
+    """Name of a CHECK constraint."""
+    condition: str | None = None
 
     @property
     def sql(self) -> str:
@@ -66,7 +67,7 @@ class Column:
         if self.not_null:
             parts.append("NOT NULL")
         if self.check:
-            parts.append(self.check)
+            parts.append(f"CONSTRAINT {self.check} CHECK ({self.condition})")
         return " ".join(parts)
 
     @property
@@ -385,7 +386,7 @@ def _check(chance: random.Random, names: Names) -> Slot:
     }[kind]
     up = mend if chance.random() < 0.5 else column.sql
     check = f"check_{names.count}"
-    new = replace(column, check=f"CONSTRAINT {check} CHECK ({condition})")
+    new = replace(column, check=check, condition=condition)
     body = {
         "column": column.name,
         "check": {"name": check, "constraint": condition},
@@ -511,7 +512,40 @@ def _table(chance: random.Random, name: str, parent: str | None) -> Table:
     ]
     if unique and chance.random() < 0.5:
         constraints.append(f"CONSTRAINT {name}_only UNIQUE ({unique[0].sql})")
-    return Table(name, ("id",), (*slots, *body), tuple(constraints))
+    return Table(name, ("id",), (*slots, *body), tuple(constraints), tuple(_extras(chance, name, body)))
+
+
+def _extras(chance: random.Random, name: str, body: list[Slot]) -> list[str]:
+    """Triggers and a view of columns that no migration changes."""
+    same = [s.old[0] for s in body if s.kept and s.old[0].name == s.new[0].name and not s.old[0].generated]
+    texts = [c for c in same if c.type == "text"]
+    made = []
+    if chance.random() < 0.3:
+        made.append(
+            f"CREATE VIEW {name}_view AS SELECT {', '.join(['id', *(c.sql for c in same)])} FROM {name}"
+        )
+    if chance.random() < 0.25:
+        # What happens to a row is written down elsewhere, by statement so that repairs are not seen.
+        made.append(
+            f"CREATE FUNCTION {name}_log() RETURNS trigger LANGUAGE plpgsql SET search_path = public AS $$ BEGIN"
+            " INSERT INTO notes VALUES ((SELECT max(id) + 1 FROM notes), TG_OP, (SELECT count(*) FROM fresh));"
+            " RETURN NULL; END $$"
+        )
+        made.append(
+            f"CREATE TRIGGER {name}_log AFTER INSERT ON {name} REFERENCING NEW TABLE AS fresh"
+            f" FOR EACH STATEMENT EXECUTE FUNCTION {name}_log()"
+        )
+    if texts and chance.random() < 0.3:
+        column = texts[0].sql
+        made.append(
+            f"CREATE FUNCTION {name}_trim() RETURNS trigger LANGUAGE plpgsql SET search_path = public AS $$ BEGIN"
+            f" NEW.{column} := btrim(NEW.{column}); RETURN NEW; END $$"
+        )
+        made.append(
+            f"CREATE TRIGGER {name}_trim BEFORE INSERT OR UPDATE ON {name}"
+            f" FOR EACH ROW EXECUTE FUNCTION {name}_trim()"
+        )
+    return made
 
 
 def draw(seed: int) -> Combo:

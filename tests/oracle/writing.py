@@ -46,7 +46,12 @@ class Writer(Reader):
             if chosen == "values":
                 body = f"{names} VALUES {self.rows(chosen_columns)}"
             elif chosen == "unnest":
-                body = names + self.unnest(chosen_columns)
+                chosen_columns = [c for c in chosen_columns if c.kind != "list"] or [columns[0]]
+                body = (
+                    f" ({', '.join(c.sql for c in chosen_columns)})"
+                    + overriding
+                    + self.unnest(chosen_columns)
+                )
             else:
                 body = names + self.insert_select(table, chosen_columns)
         text = f"INSERT INTO {self.name(table)}{alias}{body}"
@@ -77,13 +82,10 @@ class Writer(Reader):
         return f" SELECT {', '.join(items)} FROM {source.name} s WHERE {self.predicate(source, 's.')}"
 
     def unnest(self, columns: list[Column]) -> str:
-        columns = [c for c in columns if c.kind not in {"list"}]
         arrays = []
         for column in columns:
             value = self.pick(column.values)
             arrays.append(f"ARRAY[{self.quote(value)}, {self.quote(column.values[0])}]::{column.type}[]")
-        if not arrays:
-            return " DEFAULT VALUES"
         return f" SELECT * FROM unnest({', '.join(arrays)})"
 
     def conflict(self, table: Table, alias: str) -> str:
