@@ -64,6 +64,16 @@ CODE = _altered(
     default=None,
 )
 
+RENAMED = Slot(
+    (_column("size", "int", not_null=True),),
+    (_column("width", "int", not_null=True),),
+    ({"rename_column": {"from": "size", "to": "width"}},),
+    kept=(("size", "width"),),
+)
+
+WIDTH = Combo(
+    "width", (Table("item", ("id",), (KEY, RENAMED, CENTS)),), ("INSERT INTO item VALUES (1, 2, 3)",)
+)
 ITEM = Combo(
     "item",
     (Table("item", ("id",), (KEY, NOTE, CENTS, PRESENT)),),
@@ -84,7 +94,13 @@ CASES: tuple[Case, ...] = (
         ITEM,
         "old",
         "SELECT *, item.ctid IS NOT NULL, row_to_json(item) FROM item",
-        bug="the hidden columns of a derived table are columns of its whole row",
+    ),
+    _queries(
+        "an_unknown_function_of_a_whole_row_is_told_with_the_tables_name",
+        ITEM,
+        "old",
+        "SELECT nosuch(t) FROM item t",
+        bug="a whole row is a record",
     ),
     _queries(
         "not_null_of_the_new_version_is_checked_before_conflicts_are_looked_for",
@@ -106,6 +122,12 @@ CASES: tuple[Case, ...] = (
         LABEL,
         "new",
         "INSERT INTO item (id, label) VALUES (5, NULL)",
+    ),
+    Case(
+        "a_copy_tells_not_null_by_the_columns_new_name",
+        WIDTH,
+        Program("new", (CopyIn("COPY item (id, amount) FROM STDIN", (b"5\t1\n",)),)),
+        "the view's trigger inserts into the table, whose column has the old name",
     ),
     _queries(
         "too_few_expressions_are_told_where_the_column_stands",

@@ -14,7 +14,9 @@ class Blunderer(Writer):
         table = self.table()
         column = self.pick([c for c in self.columns(table) if c.name != "id"])
         other = self.pick(self.columns(table))
-        wrong = self.pick(("nosuch", column.name[:-1] + "x", "_dualwire_mark", "Id"))
+        # An old speaker can name what the table holds for the new version: nobody does without wanting to.
+        hidden = "_dualwire_mark" if self.side == "new" else "nosuch"
+        wrong = self.pick(("nosuch", column.name[:-1] + "x", hidden, "Id"))
         bad = f'"{wrong}"'
         return self.pick(
             (
