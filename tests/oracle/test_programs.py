@@ -92,8 +92,8 @@ def assert_not_evaded(tally: Tally) -> None:
     """Most writes were mirrored, few refused: otherwise the programs would have proved little."""
     counts = tally.counts
     refused = sum(v for k, v in counts.items() if k.startswith("refused:"))
-    assert counts["mirrored"] > 0.5 * counts["guarded"], counts
-    assert refused < 0.1 * counts["steps"], counts
+    assert counts["mirrored"] > 1.5 * counts["guarded"], counts
+    assert refused < 0.01 * counts["steps"], counts
     assert counts["failed steps"] < 0.5 * counts["steps"], counts
     assert sum(v for k, v in counts.items() if k.startswith("known:")) < 0.1 * counts["programs"], counts
 
