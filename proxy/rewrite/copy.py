@@ -31,7 +31,7 @@ def copy(work: Work, node: Node, scope: Scope) -> None:
 def _copy_from(work: Work, node: Node, target: Source, rule: Rule) -> None:
     foreign = bool(rule.virtuals) or (rule.side == "new" and rule.mirroring)
     view = rule.model.copy_view(rule.side)
-    if view is not None and (foreign or rule.model.guard != "sync"):
+    if view is not None:
         _copy_into_view(work, node, rule, view)
         return
     if foreign:
@@ -62,8 +62,7 @@ def _copy_into_view(work: Work, node: Node, rule: Rule, view: tuple[str, str]) -
         tokens.starts[first], tokens.ends[last], f"{'.'.join(map(ident, view))}{listed}", "copy_view"
     )
     work.tell(
-        Reason.VIRTUAL_WRITE if rule.virtuals else Reason.DUAL_WRITE,
-        f"The rows go into {rule.model.qualified} through a view that writes both shapes.",
+        Reason.COPY_VIEW, f"The rows go into {rule.model.qualified} through a view that writes both shapes."
     )
 
 

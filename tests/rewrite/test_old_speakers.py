@@ -257,6 +257,19 @@ def test_where_triggers_may_overrule_a_statement_the_guard_writes_the_mirrors(sq
     assert plan(sql, replace(table, guard="check")).refusal is not None
 
 
+def test_copy_goes_into_the_versions_view_where_there_is_one() -> None:
+    table = replace(STATUS, guard="check", copy_old=("dualwire", "copy_1_1_old"))
+    result = plan("COPY public.orders FROM STDIN (FORMAT csv, HEADER match) WHERE id > 1", table)
+    assert result.text == (
+        b'COPY "dualwire"."copy_1_1_old" ("id", "status", "data") FROM STDIN (FORMAT csv, HEADER match) WHERE id > 1'
+    )
+    assert (result.reason, result.guarded, result.refusal) == ("copy_view", False, None)
+    assert (
+        text("COPY orders (status) FROM STDIN", table) == 'COPY "dualwire"."copy_1_1_old" (status) FROM STDIN'
+    )
+    assert plan("COPY orders FROM STDIN", replace(STATUS, guard="check")).refusal is not None
+
+
 def test_an_identity_column_that_is_a_source_is_left_to_the_guard() -> None:
     table = replace(STATUS, up=Direction((Mirror("_dualwire_new_state", "dualwire.up", ("status", "id")),)))
     identity = replace(

@@ -157,7 +157,9 @@ class Grammar:
         columns = self.rng.sample(["id", self.state, "note"], self.rng.randint(1, 3))
         values = [*names, *([extra] if extra else [])]
         if self.rng.random() < 0.15 and len(columns) > 1:
-            return f"({', '.join(columns)}) = ROW ({', '.join(self.expression(values) for _ in columns)})"
+            given = ", ".join(self.expression(values) for _ in columns)
+            query = f"(SELECT {given} FROM items WHERE sku = {self.expression(values, 1)})"
+            return f"({', '.join(columns)}) = {self.one(f'ROW ({given})', query, query)}"
         return ", ".join(
             f"{name} = {self.one('DEFAULT', *(self.expression(values) for _ in range(3)))}"
             for name in columns
@@ -189,14 +191,37 @@ class Grammar:
         using = f" FROM {other}" if other else ""
         return f"UPDATE {table} SET {self.sets(seen)}{using}{self.where(seen)}{self.returning(seen)}"
 
+    def merge(self) -> str:
+        table, names = self.table()
+        other = self.one("items i", "orders q", "(SELECT sku AS note FROM items) q")
+        source = "i" if other == "items i" else "q"
+        both = [*names, source]
+        columns = self.rng.sample(["id", self.state, "note"], 2)
+        cells = ", ".join(self.one("DEFAULT", self.expression([source])) for _ in columns)
+        condition = self.one("", f" AND {self.expression(both)} = {self.expression(both, 1)}")
+        actions = [
+            f"WHEN MATCHED{condition} THEN UPDATE SET {self.sets(both)}",
+            self.one("WHEN MATCHED THEN DELETE", "WHEN MATCHED THEN DO NOTHING"),
+            f"WHEN NOT MATCHED THEN INSERT {self.one('', f'({chr(44).join(columns)})')} VALUES ({cells})",
+            self.one(
+                "WHEN NOT MATCHED THEN INSERT DEFAULT VALUES", "WHEN NOT MATCHED BY TARGET THEN DO NOTHING"
+            ),
+            f"WHEN NOT MATCHED BY SOURCE THEN UPDATE SET {self.sets(names)}",
+        ]
+        chosen = [action for action in actions if self.rng.random() < 0.5] or actions[:1]
+        on = f"{self.expression(both)} = {self.expression(both, 1)}"
+        return f"MERGE INTO {table} USING {other} ON {on} {' '.join(chosen)}{self.returning(both)}"
+
     def statement(self) -> str:
         kind = self.rng.random()
         if kind < 0.4:
             return self.select()
         if kind < 0.6:
             return self.insert()
-        if kind < 0.85:
+        if kind < 0.8:
             return self.modify()
+        if kind < 0.85:
+            return self.merge()
         if kind < 0.92:
             return f"WITH w AS ({self.one(self.modify() + ' RETURNING *', self.select())}) SELECT * FROM w, orders o"
         return f"{self.select()} UNION ALL {self.select()}"
