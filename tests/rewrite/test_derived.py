@@ -68,6 +68,15 @@ INSERT INTO orders (id, nothing) SELECT 1, 2
 INSERT INTO orders (amount, amount) SELECT 1, 2
 INSERT INTO orders (note, amount) SELECT 'x', nextval('drawn') FROM items RETURNING *
 INSERT INTO orders (note, amount) SELECT random()::text, random() * 100 FROM items ORDER BY random() RETURNING note, amount
+INSERT INTO orders (id, amount) OVERRIDING SYSTEM VALUE SELECT 500, 1 RETURNING *
+INSERT INTO orders (id, amount) OVERRIDING USER VALUE SELECT 501, 2 RETURNING *
+INSERT INTO orders (note, amount) SELECT 'x', qty FROM items ORDER BY 1, 2 RETURNING *
+INSERT INTO orders (note, amount) SELECT 'x' AS n, qty FROM items ORDER BY n, qty RETURNING *
+INSERT INTO orders (note, amount) SELECT DISTINCT ON (n) 'x' AS n, qty FROM items ORDER BY n, qty RETURNING *
+INSERT INTO orders (note, amount) SELECT 'x', max(qty) FROM items GROUP BY 1 RETURNING *
+INSERT INTO orders (created, amount) SELECT '2020-01-01Z', 1 ORDER BY 1
+INSERT INTO orders (note, amount, status) SELECT a.*, b.*, 'new' FROM (SELECT 'n'::text) a, (SELECT 5) b RETURNING *
+INSERT INTO orders (status, note, amount) SELECT 'new', a.*, b.* FROM (SELECT 'n'::text) a, (SELECT 5) b RETURNING *
 INSERT INTO orders (note, amount) SELECT n, a FROM (SELECT random()::text, random() * 100 FROM items) q(n, a) RETURNING note, amount
 """  # noqa: E501
 """Said by old speakers; the new speakers' differ in the names."""
@@ -93,6 +102,10 @@ INSERT INTO orders AS o (note, amount) VALUES ('x' /* ) */, (SELECT 2)) -- ;
 INSERT INTO orders (note, amount) (VALUES ('x', (SELECT 2)))
 INSERT INTO orders (note, amount) VALUES (1, (SELECT 2)), ('2', 3), (3.5, 4) RETURNING *
 INSERT INTO orders (amount, note) VALUES ((SELECT 2), 'x', 3)
+INSERT INTO orders (amount) VALUES ((SELECT 2)), (random() + 5) ORDER BY 1 LIMIT 1 RETURNING *
+INSERT INTO orders (id, amount) OVERRIDING SYSTEM VALUE VALUES (600, random()), (601, 2) RETURNING id
+INSERT INTO orders (id, amount) OVERRIDING USER VALUE VALUES (600, (SELECT 3)), (601, 2) RETURNING *
+INSERT INTO orders (id, amount) OVERRIDING USER VALUE VALUES (DEFAULT, 2), (601, 2) RETURNING *
 """  # noqa: E501
 
 
@@ -131,6 +144,22 @@ async def test_a_client_cannot_tell_a_derived_insert(pair: Pair, database: Any, 
     assert await pair.migrated.fetchval(drawn.format("public")) == await pair.plain.fetchval(
         drawn.format("plain")
     )
+
+
+async def test_rows_of_a_table_of_the_same_columns_need_no_list(pair: Pair, database: Any) -> None:
+    for schema in ("public", "plain"):
+        database.sql(
+            f"CREATE TABLE {schema}.saved AS SELECT * FROM plain.orders;"
+            f"CREATE TABLE {schema}.longer AS SELECT *, 1 AS more, 2 AS still, 3 AS and_more, 4 AS most, 5 AS x"
+            f" FROM plain.orders; INSERT INTO {schema}.saved (id, note) VALUES (1, 'a'), (2, 'b')"
+        )
+    assert (await pair.run("INSERT INTO orders SELECT * FROM saved RETURNING *")).mirrored
+    assert (await pair.run("INSERT INTO orders (TABLE saved LIMIT 1) ON CONFLICT DO NOTHING")).mirrored
+    await pair.run("INSERT INTO orders SELECT * FROM longer")
+    if pair.side == "old":  # fewer columns are no error without a list, so the prober chooses the fallback
+        plan = pair.planner.plan(b"INSERT INTO orders SELECT * FROM nothing_of_it")
+        assert plan.fallback is not None
+        assert plan.fallback.text == b"INSERT INTO orders SELECT * FROM nothing_of_it"
 
 
 PARAMETERS: list[tuple[str, tuple[Any, ...]]] = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from pairs import Pair, statements
 from test_derived import DRAWN, run, said_by
 from test_old_speakers import STATUS
 
-from proxy.rewrite.model import Side
+from proxy.rewrite.model import Column, Direction, LogicalColumn, Mirror, Side, TableModel
 from proxy.rewrite.planner import Planner
 
 ROWS = """
@@ -190,6 +191,136 @@ async def test_a_concurrent_change_of_the_same_row_is_not_lost(
     assert (row["status"], int(row["amount"])) == expected
     assert not await old.migrated.fetch("SELECT 1 FROM orders o WHERE NOT dualwire.consistent(o)")
     assert await old.repairs() == repairs
+
+
+NAMES = TableModel(
+    schema="public",
+    name="people",
+    oid=1,
+    columns=tuple(
+        Column(name, kind, kind)
+        for name, kind in (
+            ("id", "integer"),
+            ("first", "text"),
+            ("last", "text"),
+            ("whole", "text"),
+            ("m", "smallint"),
+        )
+    ),
+    primary_key=("id",),
+    old=tuple(LogicalColumn(name, name) for name in ("id", "first", "last")),
+    new=(LogicalColumn("id", "id"), LogicalColumn("whole", "whole")),
+    up=Direction((Mirror("whole", "public.up", ("first", "last")),)),
+    mark="m",
+)
+PEOPLE = """
+CREATE FUNCTION public.up(text, text) RETURNS text LANGUAGE sql IMMUTABLE RETURN $1 || ' ' || $2;
+CREATE TABLE people (id int PRIMARY KEY, first text, last text, whole text, m smallint);
+INSERT INTO people VALUES (1, 'a', 'b', 'a b', 1);
+"""
+
+
+DRAWING = replace(
+    NAMES,
+    columns=(
+        replace(NAMES.columns[0], default="nextval('public.drawn'::regclass)", default_kind="volatile"),
+        replace(NAMES.columns[1], default="(gen_random_uuid())::text", default_kind="volatile"),
+        *NAMES.columns[2:],
+    ),
+    up=Direction((Mirror("whole", "public.up", ("first", "last", "id")),)),
+)
+"""The defaults of two sources give another value each time."""
+
+
+@pytest.mark.parametrize(
+    ("sql", "tag", "drawn"),
+    [
+        ("INSERT INTO people (last) VALUES ('a'), ('b')", "INSERT 0 2", 2),
+        ("INSERT INTO people (last, id) VALUES ('a', DEFAULT), ('b', 70), ('c', DEFAULT)", "INSERT 0 3", 2),
+        ("INSERT INTO people VALUES (DEFAULT, DEFAULT, 'x')", "INSERT 0 1", 1),
+        (
+            "INSERT INTO people (last) SELECT q::text FROM generate_series(1, 5) q ORDER BY q DESC",
+            "INSERT 0 5",
+            5,
+        ),
+        ("INSERT INTO people (last, first) SELECT 'x', random()", "INSERT 0 1", 1),
+        ("INSERT INTO people DEFAULT VALUES", "INSERT 0 1", 1),
+        (
+            "INSERT INTO people (id, last) VALUES (1, 'n') ON CONFLICT (id) DO UPDATE SET first = DEFAULT",
+            "INSERT 0 1",
+            0,
+        ),
+        ("UPDATE people SET id = DEFAULT, first = DEFAULT", "UPDATE 1", 1),
+        ("UPDATE people SET (id, last) = (DEFAULT, 'z')", "UPDATE 1", 1),
+        (
+            "MERGE INTO people USING (VALUES (1)) v ON true WHEN MATCHED THEN UPDATE SET id = DEFAULT",
+            "MERGE 1",
+            1,
+        ),
+    ],
+)
+async def test_volatile_defaults_are_evaluated_once_for_each_row(
+    database: Any, sql: str, tag: str, drawn: int
+) -> None:
+    database.sql(
+        PEOPLE + "CREATE SEQUENCE drawn START 100; ALTER TABLE people ALTER id SET DEFAULT nextval('drawn'),"
+        " ALTER first SET DEFAULT gen_random_uuid()::text; CREATE FUNCTION public.up(text, text, int) RETURNS text"
+        " LANGUAGE sql IMMUTABLE RETURN concat_ws(' ', $1, $2, $3); UPDATE people SET whole = 'a b 1';"
+    )
+    plan = Planner([DRAWING], "old").plan(sql.encode())
+    assert (plan.mirrored, plan.guarded) == (True, False)
+    async with database.connection() as connection:
+        assert await connection.execute(plan.text.decode()) == tag
+        assert await connection.fetchval("SELECT count(*) FROM people WHERE id >= 100") == drawn
+        assert await connection.fetchval("SELECT nextval('drawn')") == 100 + drawn
+        assert not await connection.fetch(
+            "SELECT * FROM people WHERE whole IS DISTINCT FROM concat_ws(' ', first, last, id) OR m IS NULL"
+        )
+
+
+@pytest.mark.parametrize(
+    "second",
+    [
+        "UPDATE people SET last = (SELECT 'Y'::text) WHERE id = 1",
+        "UPDATE people SET (last, id) = (SELECT 'Y', 1) WHERE id = 1",
+        "UPDATE people SET (last, id) = (SELECT upper('y' || left(first, 0)), 1 FROM people p WHERE p.id = people.id)",
+        "INSERT INTO people VALUES (1) ON CONFLICT (id) DO UPDATE SET last = (SELECT 'Y'::text)",
+        "MERGE INTO people p USING (VALUES (1)) v(k) ON v.k = p.id"
+        " WHEN MATCHED THEN UPDATE SET last = (SELECT 'Y'::text)",
+    ],
+)
+async def test_two_sessions_that_change_different_inputs_of_one_mirror_agree(
+    database: Any, second: str
+) -> None:
+    database.sql(PEOPLE)
+    planner = Planner([NAMES], "old")
+    one, two = (
+        planner.plan(sql.encode())
+        for sql in ("UPDATE people SET first = (SELECT 'X'::text) WHERE id = 1", second)
+    )
+    assert one.mirrored
+    assert two.mirrored
+    async with database.connection() as first, database.connection() as other:
+        async with first.transaction():
+            await first.execute(one.text.decode())
+            waiting = asyncio.ensure_future(other.execute(two.text.decode()))
+            while not await first.fetchval(
+                "SELECT cardinality(pg_blocking_pids($1)) > 0", other.get_server_pid()
+            ):
+                await asyncio.sleep(0.01)
+        await asyncio.wait_for(waiting, 10)
+        assert tuple(await first.fetchrow("SELECT first, last, whole FROM people")) == ("X", "Y", "X Y")
+
+
+@pytest.mark.parametrize(
+    "sql", ["UPDATE {} SET status = f(1)", "MERGE INTO {} USING a ON true WHEN MATCHED THEN DELETE"]
+)
+def test_a_statement_on_a_view_or_an_unknown_relation_is_left_alone(sql: str) -> None:
+    for name in ("orders_view", "other.orders", '"Orders"', "orders_2024"):
+        data = sql.format(name).encode()
+        plan = Planner([ORDERS], "new").plan(data)
+        assert plan.text is data
+        assert (plan.tables, plan.guarded, plan.reason) == ((), False, "no_rule")
 
 
 def text(sql: str, side: Side = "old") -> str:
