@@ -33,6 +33,8 @@ MAX_KNOWN = 20_000
 MAX_KNOWN_BYTES = 16 << 20
 _OVERHEAD = 600
 """Bytes that a verdict and its key take besides the text."""
+MAX_SEVERAL = 1 << 17
+"""Bytes of a text of several statements that is taken apart to be tried."""
 TIMEOUT = 5.0
 RETRY_SECONDS = 5.0
 """How long a text that could not be tried is left to the guard, and an error that a twin got is believed."""
@@ -156,6 +158,8 @@ async def _judge(connection: ServerConnection, plan: Plan, oids: tuple[int, ...]
     twin = plan.twin
     if twin is not None and plan.statements > 1:
         return await _judge_several(connection, plan, twin)
+    if twin is None and plan.statements > 1:
+        return await _mirror_several(connection, plan)
     if twin is None:
         assert plan.fallback is not None
         try:
@@ -195,6 +199,30 @@ async def _judge_several(connection: ServerConnection, plan: Plan, twin: bytes) 
         except QueryFailed as exc:
             return _rejected(plan, exc)
         if shape(rewritten_row) != shape(row):
+            return _different(plan)
+    return ProbeVerdict(True)
+
+
+async def _mirror_several(connection: ServerConnection, plan: Plan) -> ProbeVerdict:
+    """The same where both texts are the table's own: each of the statements that are mirrored by itself."""
+    assert plan.fallback is not None
+    if len(plan.text) > MAX_SEVERAL:
+        return LEFT_TO_GUARD
+    originals, texts = _statements(plan.fallback.text), _statements(plan.text)
+    if len(originals) != len(texts):
+        return _different(plan)
+    for (_, original), (_, text) in zip(originals, texts, strict=True):
+        if original == text:
+            continue
+        try:
+            types, row = await _describe(connection, original, ())
+        except QueryFailed:
+            return LEFT_TO_GUARD  # it is wrong, or what stands before it makes what is missing here
+        try:
+            _, rewritten_row = await _describe(connection, text, types)
+        except QueryFailed as exc:
+            return _rejected(plan, exc)
+        if rewritten_row != row:
             return _different(plan)
     return ProbeVerdict(True)
 

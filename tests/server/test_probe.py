@@ -157,6 +157,22 @@ async def test_statements_of_one_query_are_tried_one_by_one(stage: Stage) -> Non
     assert await stage.twin(text.format("t"), text.format("t_twin"), statements=2) == ProbeVerdict(True)
 
 
+async def test_mirrored_statements_of_one_query_are_tried_one_by_one(stage: Stage) -> None:
+    def plan(text: str, original: str) -> Plan:
+        fallback = Plan(original.encode(), Kind.WRITE, "guard_other", statements=3)
+        return replace(fallback, text=text.encode(), mirrored=True, fallback=fallback)
+
+    original = "BEGIN; UPDATE t SET a = 1 RETURNING id; COMMIT"
+    for text, mirrored in (
+        ("BEGIN; UPDATE t SET a = 1, b = 'x' RETURNING id; COMMIT", True),
+        ("BEGIN; UPDATE t SET a = 1, b = 'x' RETURNING id, b; COMMIT", False),
+        ("BEGIN; UPDATE t SET a = 1, missing = 'x' RETURNING id; COMMIT", False),
+    ):
+        assert (await stage.judged(plan(text, original))).mirrored == mirrored
+    made = "CREATE TEMP TABLE u (v int); INSERT INTO t (id) SELECT v FROM u; COMMIT"
+    assert await stage.judged(plan(made.replace("v FROM", "v FROM (TABLE u)"), made)) == ProbeVerdict(False)
+
+
 async def test_a_server_that_cannot_be_asked_refuses_what_no_guard_can_take(stage: Stage) -> None:
     taken = await stage.pool.acquire(
         {"user": stage.pool.dsn.user, "database": stage.pool.dsn.database}, stage.pool.dsn.password
