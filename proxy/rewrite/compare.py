@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from proxy.rewrite.figure import field_names, figure_name
 from proxy.rewrite.model import Virtual
 from proxy.rewrite.relations import is_star
-from proxy.rewrite.resolve import Scope, Source, field_names, figure_name, raw_reference, reference
+from proxy.rewrite.resolve import Scope, Source, raw_reference, reference
 from proxy.rewrite.work import Work
 from proxy.sql.parse import Node
 from proxy.sql.tokens import RPAREN

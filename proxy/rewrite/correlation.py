@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from proxy.rewrite.resolve import Scope, field_names
+from proxy.rewrite.figure import field_names
+from proxy.rewrite.resolve import Scope
 from proxy.rewrite.rules import SYSTEM_COLUMNS
 from proxy.sql.functions import AGGREGATES, REPEATABLE, foreign_operator, plain_name
 from proxy.sql.parse import Node

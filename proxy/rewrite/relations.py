@@ -8,8 +8,9 @@ reordered columns stays as it is, unless the statement uses it in a way that wou
 
 from __future__ import annotations
 
+from proxy.rewrite.figure import figure_name
 from proxy.rewrite.reasons import Reason
-from proxy.rewrite.resolve import Role, Scope, Source, figure_name, strip_schemas
+from proxy.rewrite.resolve import Role, Scope, Source, strip_schemas
 from proxy.rewrite.rules import UNGROUPABLE, Rule
 from proxy.rewrite.work import Refused, Work
 from proxy.sql.parse import Node

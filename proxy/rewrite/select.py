@@ -5,18 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from proxy.rewrite.compare import sort_key
+from proxy.rewrite.figure import field_names, figure_name
 from proxy.rewrite.reasons import Reason
 from proxy.rewrite.relations import FromList, group_list, is_star, output_names, with_clause
-from proxy.rewrite.resolve import (
-    Role,
-    Scope,
-    Source,
-    field_names,
-    figure_name,
-    has_column,
-    reference,
-    strip_for_twin,
-)
+from proxy.rewrite.resolve import Role, Scope, Source, has_column, reference, strip_for_twin
 from proxy.rewrite.work import Refused, Work
 from proxy.sql.parse import Node
 from proxy.sql.quote import ident
