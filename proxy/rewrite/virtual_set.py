@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from proxy.rewrite.assign import mirror_set
-from proxy.rewrite.derived import CAST_TYPES
+from proxy.rewrite.correlation import stable
+from proxy.rewrite.derived import castable
 from proxy.rewrite.reasons import Reason
 from proxy.rewrite.rules import INTERNAL_PREFIX, Rule
 from proxy.rewrite.setlist import Assignment, Item, take_apart
@@ -195,17 +196,30 @@ class _SetList:
         rule, work = self.rule, self.work
         columns: dict[str, str] = {}
         inner: list[str] = []
-        for value in values:
+        order = {
+            column.column: at for at, column in enumerate(rule.columns)
+        }  # the order in which they are evaluated
+        for value in sorted(values, key=lambda value: order.get(value.key, len(order))):
             if not value.text:
                 raise refused(
                     rule, "A default that only the server knows is assigned beside a changing expression."
                 )
             columns[value.key] = f"{ASSIGNED}.{INTERNAL_PREFIX}{len(inner) + 1}"
             inner.append(self._nested(value))
+        source = "(VALUES (1))"
+        if (
+            inner
+        ):  # the OFFSET names the row, and keeps each expression from being merged into where it is used
+            source = f"(VALUES ({', '.join(inner)}) OFFSET CASE WHEN {self.qualifier}.ctid IS NULL THEN 0 ELSE 0 END)"
         aliases = ", ".join(f"{INTERNAL_PREFIX}{at + 1}" for at in range(len(inner) or 1))
-        once = f"SELECT {', '.join(inner) or 'NULL'} WHERE {self.qualifier}.ctid IS NOT NULL"
-        source = f"({once}) AS {ASSIGNED}({aliases})"
+        source += f" AS {ASSIGNED}({aliases})"
+        once: list[str] = []
         for number, item in enumerate(selects):
+            assert item.query is not None
+            if item.correlated is None and not stable(item.query):
+                raise refused(
+                    rule, "It cannot be told whether a sub-select is to be run once or for each row."
+                )
             name = f"{ASSIGNED}_{number + 1}"
             names = [f"{INTERNAL_PREFIX}{at + 1}" for at in range(len(item.cells))]
             for column, output in zip(item.cells, names, strict=True):
@@ -213,7 +227,12 @@ class _SetList:
                     raise lost(rule, column.column)
                 columns[column.column] = f"{name}.{output}"
             query = work.rendered(*item.cells[0].span)
-            source += f" LEFT JOIN LATERAL {query} AS {name}({', '.join(names)}) ON true"
+            named = f"{name}({', '.join(names)})"
+            if item.correlated is False:  # it runs once for the statement, as it did
+                once.append(f"{named} AS MATERIALIZED {query}")
+                source += f" LEFT JOIN {name} ON true"
+            else:
+                source += f" LEFT JOIN (SELECT * FROM {query} AS {name} OFFSET 0) AS {named} ON true"
         exact = {value.key for value in values if not self._physical(value.key)}
         texts = {
             key: text if key in exact else typed(rule, key, text)
@@ -226,13 +245,14 @@ class _SetList:
             if not texts.keys().isdisjoint(mirror.sources):
                 targets.append(mirror.target)
                 outputs.append(crossed(rule, self.qualifier, mirror, texts))
-        return f"({', '.join(map(ident, targets))}) = (SELECT {', '.join(outputs)} FROM {source})"
+        queries = f"WITH {', '.join(once)} " if once else ""
+        return f"({', '.join(map(ident, targets))}) = ({queries}SELECT {', '.join(outputs)} FROM {source})"
 
     def _nested(self, value: _Value) -> str:
         rule = self.rule
         if not self._physical(value.key):
             return typed(rule, value.key, value.text)
         column = rule.column(value.key)
-        if column.type.removesuffix("[]") not in CAST_TYPES:
+        if not castable(column):
             raise refused(rule, f'What is assigned to column "{value.key}" cannot be cast in advance.')
         return f"CAST({value.text} AS {column.type})"  # the assignment itself minds the modifier

@@ -81,6 +81,25 @@ def test_parameters_keep_their_types_and_values(orders: VirtualPair) -> None:
     run("DELETE FROM orders WHERE amount > $1 AND $2 = kind", "1", "gift")
 
 
+def test_what_changes_is_evaluated_as_often_as_it_was(orders: VirtualPair) -> None:
+    orders.run("INSERT INTO orders (id, place) VALUES (1, 'a'), (2, 'b'), (3, 'c')")
+    for connection in (orders.migrated, orders.plain):
+        connection.execute("CREATE TEMP SEQUENCE counted")
+    place = "'x,' || nextval('counted')"
+    orders.run(f"UPDATE orders SET place = {place}")
+    orders.run(
+        f"UPDATE orders SET (place, amount) = ({place}, nextval('counted')) WHERE id > 1 RETURNING place, amount"
+    )
+    orders.run(f"UPDATE orders SET (place, note) = (SELECT {place}, 'n') RETURNING place")
+    orders.run(f"UPDATE orders SET (place, note) = (SELECT {place}, orders.note) RETURNING place")
+    orders.run(
+        f"UPDATE orders SET (place, note) = (SELECT {place}, 'n'), first = lpad('q', 1 + (random() * 0)::int)"
+    )
+    orders.run("UPDATE orders SET place = count(*)")
+    orders.run("UPDATE orders SET place = generate_series(1, 2)::text")
+    orders.run("UPDATE orders SET (place, note) = (SELECT sku, sku FROM items)")
+
+
 def test_only_real_changes_reach_the_columns_that_the_table_has(orders: VirtualPair) -> None:
     orders.run("INSERT INTO orders (id, first, last, amount) VALUES (1, 'Ada', 'L', 5)")
     orders.migrated.execute("UPDATE orders SET name = 'Ada L of London', cents = 501")
