@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import asyncpg
+import pytest
 
 TABLE = """
 CREATE TABLE {schema}.items (
@@ -67,6 +68,7 @@ async def outcome(connection: Any, text: str, arguments: tuple[Any, ...]) -> Any
     return columns, parameters, prepared.get_statusmsg(), [tuple(row) for row in rows]
 
 
+@pytest.mark.slow
 async def test_an_old_client_sees_a_table_of_its_version(
     database: Any, sidecar: Any, migrator_cli: Any, tmp_path: Path
 ) -> None:
