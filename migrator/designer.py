@@ -112,6 +112,16 @@ async def build(
         )
         version = int(await conn.fetchval("SELECT current_setting('server_version_num')::int"))
         findings += judge_replaced(made, plan, new, suppress, version)
+        if (migration.guard or "sync") != "sync":
+            findings.append(
+                Finding(
+                    severity="error",
+                    code="guard",
+                    message=f"{made.label}: guard {migration.guard} is not possible: a replaced table is kept right"
+                    " by triggers on every path",
+                    hint="Leave `guard` out.",
+                )
+            )
         replaces.append(made)
     mirrored = any(t.mark for t in tables)
     sequence = f"dualwire.guard_repairs_{id}"

@@ -90,7 +90,7 @@ async def run(ctx: Context, *, outlives: bool) -> None:
         tables = ctx.models(
             lambda t, c: compat.closed_model(models.closed(t, c), served.get(t.oid), t), catalogs
         )
-        tables += await steps.closed(ctx, conn)
+        tables += await steps.closed(ctx, conn, outlives=outlives)
         await ctx.publish(
             conn,
             lambda r: replace(

@@ -19,7 +19,7 @@ from migrator.errors import DualwireError, NotObtained, from_postgres
 from migrator.locks import with_tables_locked
 from migrator.partitions import index_names, rename_parts
 from migrator.phases.context import Context
-from migrator.replace import models as replaced_models
+from migrator.replace import outlive
 from migrator.replace import swap as replaced
 from migrator.sqltext import ident, qualified
 from proxy.control.routing import Hold, Routing
@@ -123,7 +123,7 @@ async def _attempt(ctx: Context) -> None:
         for design in ctx.design.replaces:
             oid = await find_table(conn, design.schema_name, design.name)
             assert oid is not None
-            tables.append(replaced_models.swapped(design, await read_table(conn, oid, brief=True)))
+            tables.append(outlive.swapped(before, design, await read_table(conn, oid, brief=True)))
         await ctx.publish(conn, _completed, [t for t in tables if t is not None], epoch=True)
         await store.step_done(conn, ctx.row.id, "swap", [*statements, *cleanup])
         await drift.remember(conn, ctx.row.id, ctx.design, catalogs)

@@ -16,6 +16,7 @@ from migrator.control.session import Session
 from migrator.errors import Refused
 from migrator.phases.context import Context, Options
 from migrator.progress import Progress
+from migrator.replace import steps
 from proxy.control.routing import Routing
 
 ENDED = "compat ended"
@@ -70,6 +71,7 @@ async def closed(ctx: Context) -> None:
         await refuse_while_spoken(conn, routing)
         catalogs = await ctx.look(conn)
         tables = [models.closed(t, catalogs[t.oid]) for t in ctx.design.tables]
+        tables += await steps.closed(ctx, conn, outlives=False)
         await ctx.publish(conn, lambda r: replace(r, serves_old=False, dual_write=False), tables, epoch=True)
         await store.event(conn, ENDED, ctx.row.id, {"version": routing.old})
     await clean(ctx.session, ctx.progress, ctx.options)

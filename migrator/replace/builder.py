@@ -52,7 +52,13 @@ async def build(
             except asyncpg.PostgresError as error:
                 raise from_postgres(error, f"{where}: {statement.splitlines()[0][:120]}") from error
         await conn.execute("SET LOCAL search_path = pg_catalog")
-    create += statements.privileges(plan, await surroundings.grants(conn, plan.new))
+        grants = statements.privileges(plan, await surroundings.grants(conn, plan.new))
+        for statement in grants:
+            try:
+                await conn.execute(statement)
+            except asyncpg.PostgresError as error:
+                raise from_postgres(error, f"{where}: {statement}") from error
+    create += grants
     new = await read_table(
         conn, int(await conn.fetchval("SELECT $1::text::regclass::oid", plan.new)), brief=True
     )
@@ -75,7 +81,7 @@ async def build(
         new_key=new.primary_key,
         columns=columns,
         touch=_touched(catalog),
-        old_partitioned=catalog.kind == "p",
+        old_by_row=catalog.kind == "p" or extra.subscribed,
         new_partitioned=plan.partitioned,
         partitions=[p.name for p in spec.partitions],
         old_partitions=extra.partitions,
@@ -274,7 +280,7 @@ async def _compile(
         one, two = probe.column(source), probe.column(target)
         if _same(one, two):
             return identity_of(name, one.not_null)
-        if not _raw(one, two):
+        if not any(one.type in kind and two.type in kind for kind in (INTEGERS, TEXTS)):
             raise Refused(
                 f"{place}: missing: {one.type_full} does not become {two.type_full} by itself",
                 hint="up gives the new value from the old columns, down the old value from the new ones.",

@@ -119,7 +119,8 @@ class ReplaceDesign(Part):
     """In the order of both versions."""
     touch: str
     """A column that may be set to itself to make a new version of a row."""
-    old_partitioned: bool
+    old_by_row: bool
+    """Writes reach the old table that fire no triggers of statements: on a partition, or by logical replication."""
     new_partitioned: bool
     partitions: list[str]
     old_partitions: list[tuple[str, str]]
@@ -196,9 +197,9 @@ class ReplaceDesign(Part):
         """The quoted name of one table."""
         return self.sql if side == "old" else self.new_sql
 
-    def partitioned(self, side: Side) -> bool:
-        """Whether one table is partitioned."""
-        return self.old_partitioned if side == "old" else self.new_partitioned
+    def by_row(self, side: Side) -> bool:
+        """Whether one table needs row triggers."""
+        return self.old_by_row if side == "old" else self.new_partitioned
 
     def primary_key(self, side: Side) -> list[str]:
         """The primary key of one table."""

@@ -50,7 +50,7 @@ def function_name(design: ReplaceDesign, kind: str, to: Side) -> str:
 
 def functions(design: ReplaceDesign) -> list[str]:
     """DDL of everything that the mirror consists of but the triggers."""
-    statements = [*_values(design), *_key(design), *_note(design)]
+    statements = [*values(design), *_key(design), *_note(design)]
     for to in _SIDES:
         statements += [
             *_sync(design, to),
@@ -109,7 +109,7 @@ def drop_triggers(design: ReplaceDesign) -> list[str]:
 def _forward(design: ReplaceDesign, source: Side) -> list[str]:
     to = other(source)
     table = design.table(source)
-    if design.partitioned(source):
+    if design.by_row(source):
         return [
             *_always(
                 table,
@@ -211,7 +211,7 @@ def _function(
     ]
 
 
-def _values(design: ReplaceDesign) -> list[str]:
+def values(design: ReplaceDesign) -> list[str]:
     """Functions that sidecars call to read and write one table in the other one's shape. They may raise."""
     statements = []
     old = {c.name: c.old_type for c in design.columns}
@@ -224,8 +224,8 @@ def _values(design: ReplaceDesign) -> list[str]:
             if name is None:
                 continue
             arguments = ", ".join(f"{ident(s)} {types[s]}" for s in value.sources)
-            values = [f"${i + 1}" for i in range(len(value.sources))]
-            expression = f"CAST(({render(value.template, values)}\n) AS {kind})"
+            given = [f"${i + 1}" for i in range(len(value.sources))]
+            expression = f"CAST(({render(value.template, given)}\n) AS {kind})"
             head = f"CREATE OR REPLACE FUNCTION {name}({arguments}) RETURNS {kind}"
             if value.inline or (value.volatility == "immutable" and not value.path):
                 text = f"{head} LANGUAGE sql IMMUTABLE PARALLEL SAFE RETURN {expression}"
@@ -244,10 +244,10 @@ def _values(design: ReplaceDesign) -> list[str]:
             if name is None:
                 continue
             arguments = ", ".join(f"{ident(s)} {types[s]}" for s in value.sources)
-            values = [f"${i + 1}" for i in range(len(value.sources))]
+            given = [f"${i + 1}" for i in range(len(value.sources))]
             body = (
                 f"DECLARE dualwire_result {full};\nBEGIN\n"
-                f"    dualwire_result := ({render(value.template, values)}\n);\n    RETURN dualwire_result;\n"
+                f"    dualwire_result := ({render(value.template, given)}\n);\n    RETURN dualwire_result;\n"
                 "EXCEPTION WHEN OTHERS THEN\n    RETURN NULL;\nEND"
             )
             path = ", ".join(["pg_catalog", *map(ident, value.path), "pg_temp"])

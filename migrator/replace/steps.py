@@ -12,7 +12,7 @@ from migrator.errors import Refused
 from migrator.locks import with_tables_locked
 from migrator.phases.backfill import Backfill
 from migrator.phases.context import Context
-from migrator.replace import models
+from migrator.replace import models, outlive
 from migrator.replace.design import ReplaceDesign, Side
 from migrator.sqltext import ident, qualified
 from proxy.rewrite.model import TableModel
@@ -53,9 +53,14 @@ async def both(ctx: Context, conn: asyncpg.Connection, side: Side) -> list[Table
     return [models.both(d, *await catalogs(conn, d), side) for d in ctx.design.replaces]
 
 
-async def closed(ctx: Context, conn: asyncpg.Connection) -> list[TableModel]:
-    """Models of the new version on the new table."""
-    return [models.closed(d, *await catalogs(conn, d)) for d in ctx.design.replaces]
+async def closed(ctx: Context, conn: asyncpg.Connection, *, outlives: bool) -> list[TableModel]:
+    """Models of the new version on the new table; with ``outlives`` the old version is served there too."""
+    return [
+        await outlive.make(conn, d, *await catalogs(conn, d))
+        if outlives
+        else models.closed(d, *await catalogs(conn, d))
+        for d in ctx.design.replaces
+    ]
 
 
 async def restored(ctx: Context, conn: asyncpg.Connection) -> list[TableModel]:

@@ -88,6 +88,8 @@ class Surroundings(Frozen):
     """Objects that use the table as a whole or any column of it, in words."""
     deferrable: list[str]
     """Deferrable keys."""
+    subscribed: bool
+    """Rows come by logical replication, which fires no triggers of statements."""
 
 
 async def read(conn: asyncpg.Connection, oid: int) -> Surroundings:
@@ -181,6 +183,7 @@ SELECT json_build_object(
            AND (d.classid IN ('pg_proc'::regclass) OR (d.classid = 'pg_rewrite'::regclass AND v.oid <> c.oid)))
        OR (d.refclassid = 'pg_type'::regclass AND d.deptype = 'n' AND d.refobjid IN (
              c.reltype, (SELECT t.typarray FROM pg_type t WHERE t.oid = c.reltype)))), '[]'),
+  'subscribed', EXISTS (SELECT FROM pg_subscription_rel r WHERE r.srrelid = c.oid),
   'deferrable', coalesce((
     SELECT json_agg(o.conname) FROM pg_constraint o
     WHERE o.conrelid = c.oid AND o.contype IN ('p', 'u', 'x') AND o.condeferrable), '[]'))::text

@@ -79,6 +79,10 @@ class Migrator:
         async with engine.working(self.dsn, 5) as session:
             return await engine.complete(await self._context(session), retention)
 
+    async def end_compat(self) -> engine.Outcome:
+        async with engine.working(self.dsn, 5) as session:
+            return await engine.end_compat(session, self.progress, self.options)
+
     async def rollback(self, *, accept_loss: bool = False) -> dict[str, Any]:
         async with engine.working(self.dsn, 5) as session:
             return await rollback.run(await self._context(session), accept_loss=accept_loss)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import asyncpg
@@ -97,6 +98,58 @@ async def test_both_versions_work_on_either_table(
         await shop.complete()
         await exercise(new, True, 4000)
         assert await new.fetchval("SELECT count(*) FROM items") == 500
+    finally:
+        await old.close()
+        await new.close()
+
+
+async def test_old_clients_go_on_after_contract(
+    front: Sidecar, shop: Migrator, db: Any, database: Database, eventually: Callable[..., None]
+) -> None:
+    """A small code's identity is GENERATED ALWAYS, and the old app knows 32 bits of it."""
+    await db.execute(
+        "CREATE TABLE small (id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY, code varchar(5));"
+        "INSERT INTO small (code) VALUES ('a'), ('b')"
+    )
+    text = (
+        BIGINT
+        + """\
+  - replace_table:
+      table: small
+      columns: [{name: id, type: bigint}, {name: code, type: text}]
+      down: {code: "left(code, 5)"}
+"""
+    )
+    shop.options = replace(shop.options, compat=True)
+    await shop.start(shop.file(NEW, text), "verified")
+    old, new = await speak(front, OLD), await speak(front, NEW)
+    try:
+        for step in ("verified", "cutover", "completed"):
+            if step == "cutover":
+                await shop.cutover()
+            elif step == "completed":
+                await shop.complete()
+            await exercise(old, False, 1000)
+            await exercise(new, True, 2000)
+            made = [
+                await conn.fetchval("INSERT INTO small (code) VALUES ($1) RETURNING id", "old")
+                for conn in (old, new)
+            ]
+            assert made[1] == made[0] + 1, step
+            assert await old.execute("UPDATE small SET code = 'upd' WHERE id = $1", made[1]) == "UPDATE 1"
+            assert await new.fetchval("SELECT code FROM small WHERE id = $1", made[1]) == "upd"
+            with pytest.raises(asyncpg.StringDataRightTruncationError):
+                await old.execute("UPDATE small SET code = 'much too long' WHERE id = $1", made[1])
+        assert await db.fetchval("SELECT id FROM small WHERE code = 'upd' ORDER BY id DESC LIMIT 1") == 8
+        assert (await shop.routing())["state"]["phase"] == "completed"
+        await old.close()
+        eventually(lambda: nobody_speaks_old(database))
+        await shop.end_compat()
+        await exercise(new, True, 2000)
+        left = await db.fetchval(
+            "SELECT count(*) FROM pg_class WHERE relnamespace = 'dualwire'::regnamespace AND relname ~ 'compat'"
+        )
+        assert left == 0
     finally:
         await old.close()
         await new.close()
