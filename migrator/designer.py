@@ -104,6 +104,7 @@ async def build(
     sql = [SqlDesign(up=s.up, down=s.down, on_complete=s.on_complete) for s in draft.sql]
     findings += judge_sql(draft)
     replaces = []
+    names = {r.name for r in draft.replaced}
     for number, replaced in enumerate(draft.replaced, start=1):
         table = catalog[replaced.name]
         order = [p for _, p in logical_order(table, orders.get(table.oid))]
@@ -111,7 +112,7 @@ async def build(
             conn, replaced, table, order, migration=id, number=number, may_suppress=suppress
         )
         version = int(await conn.fetchval("SELECT current_setting('server_version_num')::int"))
-        findings += judge_replaced(made, plan, new, suppress, version)
+        findings += judge_replaced(made, plan, new, suppress, version, names)
         if (migration.guard or "sync") != "sync":
             findings.append(
                 Finding(

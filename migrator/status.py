@@ -11,6 +11,7 @@ from migrator.control import publish, store
 from migrator.control.acks import acknowledged, sidecars
 from migrator.phases.backfill import replica_lag
 from migrator.progress import duration
+from migrator.replace.steps import FLIP
 
 
 async def status(conn: asyncpg.Connection) -> dict[str, Any]:
@@ -48,11 +49,20 @@ async def status(conn: asyncpg.Connection) -> dict[str, Any]:
         "verified_epoch": row.verified_epoch,
         "cutover_at": row.cutover_at,
         "backfill": await _backfill(conn, row.id),
+        "authoritative": await _authoritative(conn, row),
         "problems": total,
         "problem_list": listed,
         "guard_repairs": await guard_repairs(conn, row.design.repairs),
     }
     return document
+
+
+async def _authoritative(conn: asyncpg.Connection, row: store.MigrationRow) -> dict[str, str]:
+    """Which of the two tables holds the rows of a replaced one, for clients of both versions."""
+    if row.phase in {"completed", "rolled_back"}:
+        return {}
+    flipped = await store.step_state(conn, row.id, FLIP) == "done"
+    return {r.label: r.temporary if flipped else r.name for r in row.design.replaces}
 
 
 async def guard_repairs(conn: asyncpg.Connection, sequence: str) -> int:
@@ -144,6 +154,8 @@ def text(document: dict[str, Any]) -> str:
                 f"  backfill {table['table']}: {table['rows_done']}/{table['rows_total']} rows,"
                 f" {table['rate']:.0f} rows/s, {state}{throttle}"
             )
+        for label, table in row["authoritative"].items():
+            lines.append(f"  {label}: both versions use {table}")
         lines.append(f"  problems: {row['problems']}, guard repairs: {row['guard_repairs']}")
         lines += [f"    {p['table']} {p['key']}: {p['reason']}" for p in row["problem_list"]]
         if row["verified_at"]:

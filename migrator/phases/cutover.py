@@ -53,7 +53,7 @@ async def set_percent(ctx: Context, percent: int) -> None:
     elif ctx.row.phase not in {"verified", "cutover"}:
         raise Refused(f"there is nothing to flip back in phase {ctx.row.phase}")
     side = await flip.needed(ctx, percent)
-    if side is not None:
+    if side == "new":
         await ctx.wait_acks(await flip.flip(ctx, side))
         ctx.progress.settle()
         return
@@ -78,4 +78,7 @@ async def set_percent(ctx: Context, percent: int) -> None:
         await store.event(conn, "cutover", ctx.row.id, {"percent": percent})
         await store.set_phase(conn, ctx.row.id, "cutover" if percent else "verified")
     await acks.wait_revision(ctx.conn, routing, ctx.progress, ctx.options.ack_timeout)
+    if side == "old":
+        # It needs locks; clients have gone back before, and they work on either table.
+        await ctx.wait_acks(await flip.flip(ctx, side))
     ctx.progress.settle()

@@ -6,6 +6,7 @@ What cannot be carried to the new table is an error with a way out, never droppe
 from __future__ import annotations
 
 from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
 
 from migrator.catalog import CatalogTable
 from migrator.design import Finding
@@ -18,14 +19,20 @@ INTEGERS = ("smallint", "integer", "bigint")
 
 
 def judge(
-    design: ReplaceDesign, plan: Plan, new: CatalogTable, may_suppress: bool, server: int
+    design: ReplaceDesign,
+    plan: Plan,
+    new: CatalogTable,
+    may_suppress: bool,
+    server: int,
+    replaced: AbstractSet[str],
 ) -> list[Finding]:
-    """All findings about one replaced table."""
+    """All findings about one replaced table; ``replaced`` are all tables that the migration replaces."""
     return [
         *_table(design, plan),
         *_pairs(design, plan, new),
         *_values(design, plan),
         *_around(design, plan, new, server),
+        *_together(design, plan, replaced),
         *_triggers(design, plan, may_suppress),
         *_waivers(design),
     ]
@@ -198,6 +205,16 @@ def _around(design: ReplaceDesign, plan: Plan, new: CatalogTable, server: int) -
             f"{label} is published by {', '.join(sorted(named))}: the swap puts the new table in its place",
             "Subscribers need columns that take the new values.",
         )
+
+
+def _together(design: ReplaceDesign, plan: Plan, replaced: AbstractSet[str]) -> Iterator[Finding]:
+    for key in plan.extra.incoming:
+        if key.schema_name == design.schema_name and key.table in replaced:
+            yield error(
+                "foreign_key",
+                f"{design.label}: the foreign key {key.name} comes from {key.table}, which is replaced as well",
+                "Replace one of them in a migration before or after this one.",
+            )
 
 
 def _triggers(design: ReplaceDesign, plan: Plan, may_suppress: bool) -> Iterator[Finding]:

@@ -88,8 +88,11 @@ async def test_writes_by_every_way_are_mirrored(shop: Migrator, db: Any, phase: 
     await db.execute("TRUNCATE items CASCADE")
     assert await same(db), "truncate"
     assert await rows(db, "items") == []
-    await db.execute("INSERT INTO items (code) VALUES ('again')")
+    await db.execute("INSERT INTO items (code, customer) VALUES ('again', 1)")
     assert await same(db)
+    await db.execute("TRUNCATE customers CASCADE")
+    assert await same(db), "truncate cascade"
+    assert await rows(db, "items") == []
     assert await problems(db) == []
 
 

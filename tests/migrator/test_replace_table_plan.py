@@ -7,6 +7,7 @@ from typing import Any
 import asyncpg
 import pytest
 
+from migrator import report, status
 from migrator.errors import Refused
 from migrator.replace import flip, steps, swap
 from tests.migrator.conftest import Migrator
@@ -100,6 +101,44 @@ async def test_what_cannot_be_carried_over_is_refused(shop: Migrator, db: Any) -
         assert said in caught.value.message, case
     assert await db.fetchval("SELECT to_regclass('\"_dualwire_new_items\"')") is None
     assert await db.fetchval("SELECT count(*) FROM dualwire.migration") == 0
+
+
+async def test_the_plan_prints_both_ways_of_every_step(shop: Migrator) -> None:
+    plan = report.document(await shop.design(shop.file("0001_replace", BIGINT)))
+    phase = {p["phase"]: p for p in plan["phases"]}
+    assert any(
+        s.startswith('CREATE TABLE "public"."_dualwire_new_items"') for s in phase["expanded"]["forward"]
+    )
+    assert 'DROP TABLE IF EXISTS "public"."_dualwire_new_items"' in phase["expanded"]["backward"]
+    assert phase["backfilled"]["forward"][0].startswith('UPDATE "public"."items" AS t SET')
+    sequence = 'ALTER SEQUENCE "public"."items_id_seq" AS'
+    assert f"{sequence} bigint" in phase["cutover"]["forward"]
+    assert any(f"{sequence} integer" in s for s in phase["cutover"]["backward"])
+    assert 'DROP TABLE "public"."items"' in phase["completed"]["forward"]
+    assert any("40001" in w for w in plan["waivers"])
+    assert plan["ok"]
+
+
+async def test_two_tables_that_reference_each_other_are_replaced_one_after_the_other(shop: Migrator) -> None:
+    text = BIGINT + "  - replace_table: {table: notes, columns: [{name: item, type: bigint}]}\n"
+    with pytest.raises(Refused, match="which is replaced as well"):
+        await shop.start(shop.file("0001_replace", text))
+
+
+async def test_the_guards_check_and_off_are_refused(shop: Migrator) -> None:
+    with pytest.raises(Refused, match="guard off is not possible"):
+        await shop.start(shop.file("0001_replace", "guard: off\n" + BIGINT))
+
+
+async def test_status_tells_which_table_holds_the_rows(shop: Migrator, db: Any) -> None:
+    path = shop.file("0001_replace", BIGINT)
+    seen = []
+    for step in ("verified", "cutover"):
+        await shop.start(path, step)  # type: ignore[arg-type]
+        document = await status.status(db)
+        seen.append(document["migration"]["authoritative"])
+        assert "both versions use" in status.text(document)
+    assert seen == [{"public.items": "items"}, {"public.items": "_dualwire_new_items"}]
 
 
 async def test_a_file_with_another_operation_beside_it_is_refused(shop: Migrator) -> None:
