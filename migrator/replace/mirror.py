@@ -31,6 +31,10 @@ from migrator.sqltext import dollar, ident, literal, names
 SETTING = "dualwire.mirroring"
 TRIGGER = "zzz_dualwire_mirror"
 BEFORE, AFTER = "dualwire_before", "dualwire_after"
+OUTER = f"outer_depth constant text := coalesce(current_setting('{SETTING}', true), '');"
+RESTORE = f"PERFORM set_config('{SETTING}', outer_depth, true);"
+"""Only where all went well: an error takes the setting back with everything else. Nobody but a superuser may give a
+function such a setting of its own."""
 OWN = "age(s.xmin) <= 0"
 """SQL: this transaction wrote the source row."""
 PASSING = "'08', '25', '40', '53', '54', '55', '57', '58', 'XX'"
@@ -182,7 +186,7 @@ def _truncations(design: ReplaceDesign, source: Side, mode: str) -> list[str]:
 # -- functions -----------------------------------------------------------------------------------------------
 
 
-def _settings(design: ReplaceDesign, *, broken: bool = False, planner: bool = False) -> str:
+def _settings(design: ReplaceDesign, *, planner: bool = False) -> str:
     used = {s for c in design.columns for v in (c.up, c.down) for s in v.path}
     if design.has_user_triggers:
         # A reverse mirror fires them, and their functions mostly name what is in the table's schema.
@@ -194,8 +198,7 @@ def _settings(design: ReplaceDesign, *, broken: bool = False, planner: bool = Fa
     if planner:
         # A plan that was made for many rows is kept: it must not read all of a table for a single one later.
         text += " SET enable_hashjoin = off SET enable_mergejoin = off"
-    # Whatever the function leaves there is undone when it ends, also by an error.
-    return text + (f" SET {SETTING} = ''" if broken else "")
+    return text
 
 
 def _function(
@@ -416,6 +419,7 @@ def _statement(design: ReplaceDesign, to: Side) -> list[str]:
     )
     body = f"""
 DECLARE
+    {OUTER}
     done bigint;
     item jsonb;
     reason text;
@@ -442,6 +446,7 @@ BEGIN
                 WHERE {design.problems_where} AND p.key = {design.key_json("k.")};
             END IF;
         END IF;
+        {RESTORE}
         RETURN NULL;
     EXCEPTION WHEN OTHERS THEN
         IF {_fatal(design, "false")} THEN
@@ -477,10 +482,11 @@ BEGIN
             PERFORM dualwire.note_{design.tag}(failed[place], '{side}', reasons[place]);
         END LOOP;
     END IF;
+    {RESTORE}
     RETURN NULL;
 END"""
     name = function_name(design, "mirror", to)
-    settings = _settings(design, broken=True, planner=True)
+    settings = _settings(design, planner=True)
     return _function(name, "", "trigger", settings, body, definer=True)
 
 
@@ -499,6 +505,7 @@ def _row(design: ReplaceDesign, to: Side) -> list[str]:
 
     body = f"""
 DECLARE
+    {OUTER}
     reason text;
     listed constant boolean := EXISTS (SELECT FROM dualwire.problem p WHERE {design.problems_where});
 BEGIN
@@ -507,6 +514,7 @@ BEGIN
     END IF;
     IF TG_OP = 'DELETE' THEN
         {one("OLD.", " " * 8)}
+        {RESTORE}
         RETURN NULL;
     END IF;
     IF TG_OP = 'UPDATE' THEN
@@ -515,10 +523,11 @@ BEGIN
         END IF;
     END IF;
     {one("NEW.", " " * 4)}
+    {RESTORE}
     RETURN NULL;
 END"""
     name = function_name(design, "row", to)
-    return _function(name, "", "trigger", _settings(design, broken=True), body, definer=True)
+    return _function(name, "", "trigger", _settings(design), body, definer=True)
 
 
 def _truncate(design: ReplaceDesign, to: Side) -> list[str]:
@@ -526,6 +535,8 @@ def _truncate(design: ReplaceDesign, to: Side) -> list[str]:
     source, target = design.table(other(to)), design.table(to)
     gone = f"NOT EXISTS (SELECT FROM {source} AS s WHERE {design.paired('s.', 't.')})"
     body = f"""
+DECLARE
+    {OUTER}
 BEGIN
     IF TG_ARGV[0] = 'forward' THEN
         {_depth(design)}
@@ -541,7 +552,8 @@ BEGIN
         END;
         DELETE FROM dualwire.problem p WHERE {design.problems_where};
     END IF;
+    {RESTORE}
     RETURN NULL;
 END"""
     name = function_name(design, "truncate", to)
-    return _function(name, "", "trigger", _settings(design, broken=True), body, definer=True)
+    return _function(name, "", "trigger", _settings(design), body, definer=True)

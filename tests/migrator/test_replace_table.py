@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import asyncpg
 import pytest
 
 from proxy.control.routing import Phase
+from tests.conftest import Database
 from tests.migrator.conftest import Migrator
 from tests.migrator.replacing import BIGINT, PARTITIONED, TABLES, rows, same
 
@@ -117,3 +120,40 @@ async def test_a_rollback_leaves_catalog_and_rows_as_they_were(
     assert await rows(db, "items") == kept
     assert (await shop.routing())["state"] == routing
     assert (await shop.start(shop.file("0001_bigint", BIGINT), "verified")).phase == "verified"
+
+
+async def test_a_migrator_that_is_no_superuser_and_an_app_with_few_privileges(
+    database: Database, tmp_path: Path
+) -> None:
+    owner, app = f"owner_{database.name}", f"app_{database.name}"
+    dsn, app_dsn = database.role(owner), database.role(app)
+    database.sql(
+        f'ALTER DATABASE "{database.name}" OWNER TO "{owner}"; ALTER SCHEMA public OWNER TO "{owner}";'
+        f'ALTER DEFAULT PRIVILEGES IN SCHEMA public REVOKE ALL ON TABLES FROM "{app}"'
+    )
+    made = Migrator(dsn, tmp_path)
+    await made.init()
+    conn = await asyncpg.connect(dsn, statement_cache_size=0)
+    client = await asyncpg.connect(app_dsn, statement_cache_size=0)
+    try:
+        await conn.execute(TABLES)
+        await conn.execute(
+            f'GRANT SELECT, INSERT, UPDATE, DELETE ON items TO "{app}";'
+            f'GRANT USAGE ON SEQUENCE items_id_seq TO "{app}"'
+        )
+        path = made.file("0001_bigint", BIGINT)
+        for phase in ("verified", "cutover"):
+            await made.start(path, phase)  # type: ignore[arg-type]
+            await client.execute("INSERT INTO items (code) VALUES ($1)", phase)
+            await client.execute("UPDATE items SET qty = 5 WHERE id < 4")
+            await client.execute("DELETE FROM items WHERE id = 9 OR code = $1", phase)
+            assert await same(conn)
+            assert await conn.fetchval("SELECT count(*) FROM dualwire.problem") == 0
+        await client.execute("""INSERT INTO "_dualwire_new_items" (code) VALUES ('through a sidecar')""")
+        assert await same(conn)
+        await made.complete()
+        await client.execute("INSERT INTO items (code) VALUES ('after')")
+    finally:
+        await client.close()
+        await conn.close()
+        database.sql(f'ALTER DATABASE "{database.name}" OWNER TO CURRENT_USER')
