@@ -57,6 +57,16 @@ def tables(design: Design) -> list[dict[str, Any]]:
             "copy_views": [f"dualwire.{name}" for name in (t.copy_old, t.copy_new) if name is not None],
         }
         for t in design.tables
+    ] + [
+        {
+            "table": r.label,
+            "carried_over_by": "triggers, from either of the two tables to the other",
+            "guard": None,
+            "inline": False,
+            "at_close": [],
+            "copy_views": [],
+        }
+        for r in design.replaces
     ]
 
 
@@ -75,6 +85,7 @@ def phases(design: Design) -> list[dict[str, Any]]:
     backward = [*(s for t in design.tables for s in t.disarm), *backward_of(design)]
     outlive = [s for t in design.tables for s in t.compat]
     late = [s for t in design.tables for c in t.at_close for s in [c.build, *c.validate_]]
+    outlive += [s for r in design.replaces if design.compat for s in r.compat]
     relax = [s for t in design.tables for s in t.relax]
     strict = [s for t in design.tables for s in [*t.strict, *t.validate_strict]]
     swap = [s for t in design.tables for s in [*t.swap, *t.cleanup]] + design.epilogue

@@ -16,7 +16,7 @@ from migrator.draft import ReplaceDraft
 from migrator.errors import Refused, from_postgres
 from migrator.expressions import Expression, parse_expression
 from migrator.operations.replace_table import ReplaceTable
-from migrator.replace import mirror, statements, surroundings
+from migrator.replace import mirror, outlive, statements, surroundings
 from migrator.replace.design import ColumnPair, KeyPart, ReplaceDesign
 from migrator.sqltext import ident, new_column_name
 
@@ -104,6 +104,7 @@ async def build(
         swap_before=before,
         swap=after,
         shrink=[],
+        compat=[],
         labels=[
             (plan.temporary, catalog.name),
             *statements.renames(plan),
@@ -119,6 +120,7 @@ async def build(
             "forward": mirror.triggers(design, "old"),
             "forward_flipped": mirror.triggers(design, "new"),
             "unmirror": drops,
+            "compat": outlive.statements(design, catalog, set()),
             "shrink": [*drops, *statements.shrink(plan), *mirror.drop_functions(design)],
         }
     )

@@ -150,6 +150,8 @@ class ReplaceDesign(Part):
     swap_before: list[str]
     swap: list[str]
     shrink: list[str]
+    compat: list[str]
+    """What serves old clients after the contract, if they are to be served."""
     labels: list[tuple[str, str]]
     rows: int
     bytes: int

@@ -117,6 +117,11 @@ async def test_the_plan_prints_both_ways_of_every_step(shop: Migrator) -> None:
     assert 'DROP TABLE "public"."items"' in phase["completed"]["forward"]
     assert any("40001" in w for w in plan["waivers"])
     assert plan["ok"]
+    assert [t["table"] for t in plan["tables"]] == ["public.items"]
+    assert phase["closed"]["forward"][0].startswith("ALTER TABLE")
+    served = report.document(await shop.design(shop.file("0001_replace", "compat: true\n" + BIGINT)))
+    [closed] = [p["forward"] for p in served["phases"] if p["phase"] == "closed"]
+    assert any('CREATE TABLE "dualwire"."compat_twin_1_r1"' in s for s in closed)
 
 
 async def test_two_tables_that_reference_each_other_are_replaced_one_after_the_other(shop: Migrator) -> None:
