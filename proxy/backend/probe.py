@@ -71,6 +71,8 @@ class ProbeVerdict:
 
 
 LEFT_TO_GUARD = ProbeVerdict(False)
+WRONG_ITSELF = ProbeVerdict(False)
+"""The server refuses the client's own text: perhaps for a literal in it, and others of that shape are good."""
 
 
 class Verdicts:
@@ -123,7 +125,7 @@ class SessionProber:
         try:
             async with asyncio.timeout(TIMEOUT):
                 verdict = await self._try(plan, oids, search_path=key[1])
-                lasting = not verdict.error
+                lasting = not verdict.error and verdict is not WRONG_ITSELF
         except Exception as exc:
             # Whatever it is: a client waits for the answer.
             what = "left to the guard" if plan.fallback is not None else "refused"
@@ -165,7 +167,7 @@ async def _judge(connection: ServerConnection, plan: Plan, oids: tuple[int, ...]
         try:
             types, row = await _describe(connection, plan.fallback.text, oids)
         except QueryFailed:
-            return LEFT_TO_GUARD
+            return WRONG_ITSELF
     else:
         try:
             types, row = await _describe(connection, twin, oids)

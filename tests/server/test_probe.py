@@ -92,6 +92,20 @@ async def test_where_the_original_fails_the_client_gets_its_own_error(stage: Sta
     assert not (await stage.verdict(b"UPDATE t SET a = 1", b"UPDATE nowhere SET a = 1")).mirrored
 
 
+async def test_what_the_server_says_of_one_literal_is_not_believed_of_others_for_long(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("proxy.backend.probe.RETRY_SECONDS", 0.05)
+    plan = Plan(b"", Kind.WRITE, "x", mirrored=True, fallback=Plan(b"UPDATE t SET a = 'x'", Kind.WRITE, "y"))
+    key = ("old", ("public",), "user", (), b"UPDATE t SET a = \0\0'")
+    answered: asyncio.Future[ProbeVerdict] = asyncio.get_running_loop().create_future()
+    stage.prober.probe(key, plan, (), answered.set_result)
+    assert not (await answered).mirrored
+    async with asyncio.timeout(10):
+        while stage.prober.known(key, plan) is not None:
+            await asyncio.sleep(0.01)
+
+
 async def test_a_server_that_cannot_be_asked_leaves_the_text_to_the_guard(stage: Stage) -> None:
     taken = await stage.pool.acquire(
         {"user": stage.pool.dsn.user, "database": stage.pool.dsn.database}, stage.pool.dsn.password
