@@ -1,10 +1,11 @@
 """Writes and reads in the middle of a migration: rewritten, with each guard, beside triggers and a plain table.
 
-One table of ``BENCH_ROWS`` rows (default 100,000), one column that is retyped. The ways: the table as it is; a pair of
-triggers as view-based tools install them (one for each direction, in plpgsql, deciding by the search_path, keeping a
-needs_backfill column); a sidecar with guard sync, check and off. What is measured is the CPU of the server's process
-(on-CPU time of the scheduler's books), and the time that the client waited; rounds go by turns, ratios are to the plain
-table in the same round. ``test_single_rows`` is pgbench, with triggers behind PgBouncer.
+One table of ``BENCH_ROWS`` rows (default 100,000), one column that is retyped. The ways: the table as it is, and so
+through a sidecar; a pair of triggers as view-based tools install them (one for each direction, in plpgsql, deciding by
+the search_path, keeping a needs_backfill column); a sidecar with guard sync, check and off, and with an ``up`` that
+must be trapped. What is measured is the CPU of the server's process (on-CPU time of the scheduler's books), and the
+time that the client waited; rounds go by turns, ratios are to the plain table in the same round.
+``test_single_rows_of_many_clients`` is pgbench, with triggers behind PgBouncer.
 """
 
 from __future__ import annotations
@@ -123,7 +124,7 @@ def places(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     directory = tmp_path_factory.mktemp("rewrite")
     found: list[Place] = []
     with ExitStack() as stack:
-        for number, name in enumerate(("plain", "triggers", *MIGRATING)):
+        for number, name in enumerate(("plain", "plain, sidecar", "triggers", *MIGRATING)):
             database = f"rewrite_{number}"
             cluster.create_database(database)
             cluster.primary.sql(TABLE, database=database)
@@ -134,6 +135,8 @@ def places(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterat
                 found.append(
                     Place(name, database, _migrating(cluster, setup, name, stack), f"amounts_{number}")
                 )
+            elif name == "plain, sidecar":
+                found.append(Place(name, database, stack.enter_context(setup.dualwire())))
             else:
                 found.append(Place(name, database, setup.direct()))
             cluster.primary.sql("VACUUM ANALYZE", database=database)
