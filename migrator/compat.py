@@ -17,9 +17,12 @@ from dataclasses import dataclass, replace
 
 import asyncpg
 
+from migrator import copyview
 from migrator.analysis import Compiled
 from migrator.catalog import CatalogColumn, CatalogTable
+from migrator.copyview import CopyView
 from migrator.design import Design, Finding, TableDesign
+from migrator.errors import Refused
 from migrator.expressions import parameters, parse_expression, render
 from migrator.functions import settings_for, volatility_of
 from migrator.models import completed, plain
@@ -63,8 +66,10 @@ class Served:
     virtuals: tuple[Virtual, ...]
     up: Direction
     twin: tuple[str, str]
+    copy: CopyView | None
+    """The view that takes the rows of COPY; None where a column follows from one that only the server knows."""
     statements: tuple[str, ...]
-    """What makes the functions and the twin."""
+    """What makes the functions, the twin and the view."""
     lost: tuple[Lost, ...]
 
 
@@ -124,11 +129,25 @@ def serve(
         mirrors.append(Mirror(target=mirror.target, function=name, sources=sources, total=value.total))
     twin = ("dualwire", f"compat_twin_{migration}_{number}")
     statements += _twin(table, catalog, twin, taken)
+    old = tuple(LogicalColumn(label, place[physical]) for label, physical in table.old)
+    columns = {
+        c.name: catalog.column(c.replaces).model_copy(update={"name": c.name})
+        for c in table.columns
+        if c.replaces is not None
+    }
+    columns |= {c.name: c for c in catalog.columns}
+    columns |= {
+        one.key: one.column.model_copy(update={"default": v.column.default, "identity": ""})
+        for one, v in zip(lost, virtuals, strict=True)
+    }
+    copy = _copy_view(f"compat_copy_{migration}_{number}", table.sql, old, columns, mirrors)
+    statements += copy.create() if copy is not None else []
     return Served(
-        old=tuple(LogicalColumn(label, place[physical]) for label, physical in table.old),
+        old=old,
         virtuals=virtuals,
         up=Direction(mirrors=tuple(mirrors)),
         twin=twin,
+        copy=copy,
         statements=tuple(statements),
         lost=tuple(lost),
     )
@@ -283,6 +302,30 @@ def _refusals(table: TableDesign, given: Sequence[tuple[int, Lost]]) -> str:
     )
 
 
+# -- COPY ----------------------------------------------------------------------------------------------------
+
+
+def _copy_view(
+    name: str,
+    table: str,
+    old: Sequence[LogicalColumn],
+    columns: Mapping[str, CatalogColumn],
+    mirrors: Sequence[Mirror],
+) -> CopyView | None:
+    """The view for COPY FROM. A key in ``columns`` that is another than the column's name is a virtual one's."""
+    shown = [(c.name, columns[c.column]) for c in old if c.column in columns]
+    shown = [(label, column) for label, column in shown if not column.generated]
+    known = {c.column: c.name for c in old if any(label == c.name for label, _ in shown)}
+    extra = []
+    for mirror in mirrors:
+        if not all(source in known for source in mirror.sources):
+            return None
+        arguments = ", ".join(f"NEW.{ident(known[source])}" for source in mirror.sources)
+        extra.append((mirror.target, f"{mirror.function}({arguments})"))
+    virtual = frozenset(c.name for c in old if c.column in columns and columns[c.column].name != c.column)
+    return CopyView(name, table, shown, extra, virtual)
+
+
 # -- the twin ------------------------------------------------------------------------------------------------
 
 
@@ -330,6 +373,10 @@ def closed_model(closed: TableModel, served: Served | None, table: TableDesign) 
         up=served.up,
         guard="off",
         twin_old=served.twin,
+        # The view writes to the table itself.
+        copy_old=None
+        if served.copy is None or closed.oid != table.oid
+        else (copyview.SCHEMA, served.copy.name),
     )
 
 
@@ -351,6 +398,7 @@ def completed_model(routing: Routing, table: TableDesign, catalog: CatalogTable)
         plain(catalog, [(name, name) for name, _ in table.orders(catalog.oid)[1]]),
         guard="off",
         twin_old=before.twin_old,
+        copy_old=before.copy_old,
         old=tuple(LogicalColumn(c.name, named(c.column)) for c in before.old),
         up=Direction(
             mirrors=tuple(
@@ -363,6 +411,28 @@ def completed_model(routing: Routing, table: TableDesign, catalog: CatalogTable)
             for v in before.virtuals
         ),
     )
+
+
+def copy_functions(
+    design: Design, models: Sequence[TableModel | None], catalogs: Mapping[int, CatalogTable]
+) -> list[str]:
+    """What lets the views for COPY write to the columns under the names that they have after the swap."""
+    made = {model.oid: model for model in models if model is not None and model.twin_old is not None}
+    statements = []
+    for table in design.tables:
+        model = made.get(table.oid)
+        if model is None or model.copy_old is None:
+            continue
+        catalog = catalogs[table.oid]
+        columns = {c.name: c for c in catalog.columns}
+        # Whatever it is of, a virtual column's place in the function is among the arguments only.
+        for virtual in model.virtuals:
+            columns[virtual.column.name] = catalog.columns[0].model_copy(
+                update={"name": "", "identity": "", "generated": ""}
+            )
+        view = _copy_view(model.copy_old[1], table.sql, model.old, columns, model.up.mirrors)
+        statements += [view.function()] if view is not None else []
+    return statements
 
 
 # -- the objects ---------------------------------------------------------------------------------------------
@@ -412,8 +482,10 @@ async def left(conn: asyncpg.Connection) -> list[str]:
     rows = await conn.fetch(
         "SELECT 'TABLE ' || oid::regclass AS what FROM pg_class"
         " WHERE relnamespace = 'dualwire'::regnamespace AND relkind = 'r' AND relname LIKE 'compat\\_twin\\_%'"
+        " UNION ALL SELECT 'VIEW ' || oid::regclass FROM pg_class"
+        " WHERE relnamespace = 'dualwire'::regnamespace AND relkind = 'v' AND relname LIKE 'compat\\_copy\\_%'"
         " UNION ALL SELECT 'FUNCTION ' || oid::regprocedure FROM pg_proc"
-        " WHERE pronamespace = 'dualwire'::regnamespace AND proname ~ '^compat_(read|write|assign)_'"
+        " WHERE pronamespace = 'dualwire'::regnamespace AND proname ~ '^compat_(read|write|assign|copy)_'"
     )
     return [str(row["what"]) for row in rows]
 
@@ -441,18 +513,36 @@ def ended(routing: Routing) -> Routing:
     )
 
 
+def refuse_impossible(design: Design) -> None:
+    """Refuse where the old version cannot be served after closed."""
+    found = [f for f in judge(design, {}) if f.severity == "error"]
+    if found:
+        raise Refused("; ".join(f.message for f in found), hint=found[0].hint)
+
+
 # -- what plan says ------------------------------------------------------------------------------------------
 
 
 def judge(design: Design, catalogs: Mapping[int, CatalogTable]) -> list[Finding]:
     """What will be lossy, fail or be refused for clients of the old version."""
-    found: list[Finding] = []
+    found = [
+        _finding(
+            "error",
+            "compat_replace_table",
+            f"{table.label}: the old version of a replaced table cannot be served after closed",
+            "Leave out compat, or replace the table in a migration of its own.",
+        )
+        for table in design.replaces
+    ]
     served = _all(design, catalogs)
     for table in design.tables:
         if table.oid in served:
             catalog = catalogs[table.oid]
             found += [f for one in served[table.oid].lost for f in _judge_lost(table, catalog, one)]
             found += _judge_up(table, served[table.oid])
+            if served[table.oid].copy is None:
+                message = f"{table.label}: COPY FROM of old clients is refused: a column follows from a generated one"
+                found.append(_finding("warning", "compat_refused", message))
     return found
 
 

@@ -37,6 +37,8 @@ class CopyView:
     """(name in the version, physical column), generated ones left out."""
     extra: Sequence[tuple[str, str]]
     """Physical columns that are computed, each with SQL over NEW's fields by their logical names."""
+    virtual: frozenset[str] = frozenset()
+    """Those of ``columns``, by logical name, that the table has not: what follows from them is in ``extra``."""
 
     @property
     def sql(self) -> str:
@@ -59,11 +61,15 @@ class CopyView:
         return [
             f"CREATE VIEW {self.sql} AS SELECT {shown} WHERE false",
             *defaults,
-            f"CREATE OR REPLACE FUNCTION {self.sql}() RETURNS trigger LANGUAGE plpgsql AS {dollar(self._body())}",
+            self.function(),
             f"CREATE TRIGGER {ident(self.name)} INSTEAD OF INSERT ON {self.sql} FOR EACH ROW"
             f" EXECUTE FUNCTION {self.sql}()",
             f"GRANT INSERT ON {self.sql} TO PUBLIC",
         ]
+
+    def function(self) -> str:
+        """DDL for the function alone, which knows the names that the table's columns have."""
+        return f"CREATE OR REPLACE FUNCTION {self.sql}() RETURNS trigger LANGUAGE plpgsql AS {dollar(self._body())}"
 
     def drop(self) -> list[str]:
         """What removes it."""
@@ -86,7 +92,12 @@ class CopyView:
         ]
 
     def _insert(self, left_out: list[str]) -> str:
-        given = [(c.name, f"NEW.{ident(n)}") for n, c in self.columns if n not in left_out] + list(self.extra)
+        given = [
+            (c.name, f"NEW.{ident(n)}")
+            for n, c in self.columns
+            if n not in left_out and n not in self.virtual
+        ]
+        given += self.extra
         always = any(c.identity == "a" and n not in left_out for n, c in self.columns)
         overriding = " OVERRIDING SYSTEM VALUE" if always else ""
         values = ", ".join(value for _, value in given)

@@ -269,6 +269,8 @@ async def complete(ctx: Context, retention: timedelta) -> Outcome:
     await not_rolling_back(ctx)
     await ctx.check_drift()
     outlives = ctx.design.compat if ctx.options.compat is None else ctx.options.compat
+    if outlives:
+        compat.refuse_impossible(ctx.design)
     if not reached(ctx.row.phase, "closed"):
         await close.check(ctx, retention, outlives=outlives)
         await close.run(ctx, outlives=outlives)

@@ -25,7 +25,7 @@ from migrator.progress import duration
 from migrator.replace import steps
 
 
-async def check(ctx: Context, retention: timedelta, *, outlives: bool) -> None:
+async def check(ctx: Context, retention: timedelta, *, outlives: bool = False) -> None:
     """Everything that must be true before the point of no return.
 
     Args:
@@ -70,7 +70,7 @@ async def _old_clients(ctx: Context) -> None:
         )
 
 
-async def run(ctx: Context, *, outlives: bool) -> None:
+async def run(ctx: Context, *, outlives: bool = False) -> None:
     """Close. ``check`` has passed."""
     await ctx.wait_acks()
     await enforce.run(ctx)

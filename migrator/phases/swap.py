@@ -120,6 +120,8 @@ async def _attempt(ctx: Context) -> None:
         catalogs = await ctx.look(conn)
         before = await publish.current(conn)
         tables = ctx.models(lambda t, c: compat.completed_model(before, t, c), catalogs)
+        for statement in compat.copy_functions(ctx.design, tables, catalogs):
+            await conn.execute(statement)
         for design in ctx.design.replaces:
             oid = await find_table(conn, design.schema_name, design.name)
             assert oid is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -247,6 +248,44 @@ async def test_the_twin_has_what_parsing_needs_and_nothing_else(
     await app.close()
     with pytest.raises(asyncpg.CheckViolationError):
         await db.execute(f"INSERT INTO {twin} (code, status) VALUES ('x', 1)")
+
+
+async def test_rows_of_copy_come_through_a_view_of_the_old_version(
+    db: Any, migrator: Migrator, items: Path, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def nothing(ctx: Any) -> None:
+        raise Refused("stopped by the test")
+
+    async def copy(rows: bytes, **options: Any) -> None:
+        table = model(await routing(migrator))
+        assert table.copy_old is not None
+        schema, view = table.copy_old
+        await app.copy_to_table(
+            view, source=io.BytesIO(rows), schema_name=schema, format="csv", header=True, **options
+        )
+
+    app = await asyncpg.connect(database.role(f"app_{database.name}"))
+    with monkeypatch.context() as patch:
+        patch.setattr("migrator.phases.swap.run", nothing)
+        with pytest.raises(Refused, match="stopped by the test"):
+            await complete(migrator)
+    columns = ["code", "status", "n", "label", "mood", "n2", "gone", "kept"]
+    await copy(b"header\na,1,5,five,ok,8,z,k\n", columns=columns)
+    await complete(migrator)
+    await copy(b"header\nb,0,6,six,sad,9,z,k\n", columns=columns)
+    await db.execute("UPDATE items SET code = 'zzz' WHERE id = 1")
+    await copy(b"header\n7,k\n", columns=["n", "kept"])
+    rows = await db.fetch("SELECT id, code, state, n, label, loud, half, twice, kept FROM items ORDER BY id")
+    assert [tuple(row) for row in rows[1:]] == [
+        (2, "a  ", "paid", 5, "five", "five!", 8, 16, "k"),
+        (3, "b  ", "new", 6, "six", "six!", 9, 18, "k"),
+        (4, "abc", "new", 7, None, None, None, None, "k"),
+    ]
+    with pytest.raises(asyncpg.StringDataRightTruncationError):
+        await copy(b"header\ntoo long,k\n", columns=["label", "kept"])
+    with pytest.raises(asyncpg.NotNullViolationError, match='"status" of relation "items"'):
+        await copy(b"header\n,k\n", columns=["status", "kept"])
+    await app.close()
 
 
 async def test_plan_says_what_will_be_lost_fail_or_be_refused(
