@@ -52,9 +52,7 @@ def stage(twin_edits: tuple[Edit, ...] = (Edit(15, 21, b"dualwire.twin_1_1 AS or
         twin_edits=twin_edits,
     )
     book = play.session.context.book()
-    assert book.plan(TEXT.encode(), "old", play.session.settings.search_path, frozenset())
-    for key in book._plans:
-        book._plans[key] = plan
+    book._plans.put(("old", play.session.settings.search_path, TEXT.encode()), plan, len(TEXT))
     return play
 
 
