@@ -232,6 +232,7 @@ def _virtual(
         sources=tuple(value.sources),
         raw=raw,
         assign=assign,
+        discards=True,
     )
 
 

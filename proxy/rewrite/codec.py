@@ -47,6 +47,7 @@ def table_to_json(table: TableModel) -> Json:
                 "sources": list(v.sources),
                 "raw": v.raw,
                 "assign": v.assign,
+                "discards": v.discards,
             }
             for v in table.virtuals
         ],
@@ -147,6 +148,7 @@ def _virtual(document: Any, where: str) -> Virtual:
         sources=o.texts("sources"),
         raw=o.optional_text("raw"),
         assign=o.optional_text("assign"),
+        discards=o.flag("discards"),
     )
     o.done()
     return virtual

@@ -73,6 +73,8 @@ class Virtual:
     assign: str | None = None
     """SQL text naming a function that takes a value of ``column.type`` and fails as an assignment to the column would
     where a cast would cut it silently (``varchar(n)``, ``char(n)``, ``bit(n)``)."""
+    discards: bool = False
+    """What is written to it is given up where nothing follows from it; otherwise such a write is refused."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,9 +97,12 @@ def check(rule: Rule, columns: Sequence[str]) -> None:
             raise refused(rule, f'Column "{name_of(rule, mirror.target)}" follows from others.')
 
 
-def lost(rule: Rule, key: str) -> Refused:
-    """A value that nothing in the table could hold."""
-    return Refused(
+def refuse_lost(rule: Rule, key: str) -> None:
+    """Refuse a value that nothing in the table could hold, unless that was agreed to."""
+    virtual = rule.virtuals.get(key)
+    if virtual is None or virtual.discards or uses(rule, key):
+        return
+    raise Refused(
         Reason.REFUSED_CONSTRUCT,
         f'column "{name_of(rule, key)}" of {rule.model.qualified} can no longer be written',
         hint="Nothing in the table holds it any more: leave the column out, or write DEFAULT.",

@@ -14,7 +14,7 @@ from proxy.rewrite.insertion import Insertion, Span
 from proxy.rewrite.reasons import Reason
 from proxy.rewrite.relations import is_star
 from proxy.rewrite.rules import Rule
-from proxy.rewrite.virtual import Cells, check, cut, inserted, is_default, lost, refused, uses
+from proxy.rewrite.virtual import Cells, check, cut, inserted, is_default, refuse_lost, refused, uses
 from proxy.rewrite.work import Unmirrorable, Work
 from proxy.sql.parse import Node
 from proxy.sql.quote import ident, idents
@@ -38,7 +38,7 @@ def check_lost(rule: Rule, columns: Sequence[str], rows: Sequence[Row]) -> None:
         if key in rule.virtuals and not uses(rule, key):
             for row in rows:
                 if at < len(row.nodes) and not is_default(rule, key, row.nodes[at]):
-                    raise lost(rule, key)
+                    refuse_lost(rule, key)
 
 
 def repeats(work: Work, rule: Rule, columns: Sequence[str], rows: Sequence[Row]) -> bool:
@@ -172,8 +172,8 @@ class VirtualInsertion(Insertion):
         except Unmirrorable as why:
             raise refused(rule, why.sentence) from why
         for key, text in derived.cells.items():
-            if key in rule.virtuals and not uses(rule, key) and text is not None:
-                raise lost(rule, key)
+            if text is not None:
+                refuse_lost(rule, key)
         values = _values(rule, derived.cells)
         targets = _targets(rule, [values])
         kept = [at for at, key in enumerate(derived.columns) if key not in rule.virtuals]

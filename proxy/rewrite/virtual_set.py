@@ -21,9 +21,9 @@ from proxy.rewrite.virtual import (
     crossed,
     cut,
     default_of,
-    lost,
     name_of,
     raw_of,
+    refuse_lost,
     refused,
     server_default,
     typed,
@@ -116,7 +116,7 @@ class _SetList:
             new = [*map(self._assign, moved), *self._inline(values)]
         kept = cut(work, [(item.start, item.end) for item in items], removed, RECIPE)
         if not kept and not new:
-            raise refused(rule, "Nothing that is assigned has a place in the table.")
+            new = [self._nothing()]
         if new:
             work.insert(items[-1].end, ", " * kept + ", ".join(new), RECIPE)
         work.tell(
@@ -131,6 +131,18 @@ class _SetList:
     def _assign(self, value: _Value) -> str:
         """An assignment of its own, for a column that stood in brackets with others."""
         return f"{ident(value.key)} = {'DEFAULT' if value.default else value.text}"
+
+    def _nothing(self) -> str:
+        """An assignment that changes nothing, for a list of which nothing has a place in the table."""
+        rule = self.rule
+        if not all(
+            item.column in rule.virtuals and rule.virtuals[item.column].discards for item in self.assigned
+        ):
+            raise refused(rule, "Nothing that is assigned has a place in the table.")
+        columns = [c for c in rule.model.columns if not c.generated and c.identity != "a"]
+        apart = [c for c in columns if c.name not in rule.model.primary_key]
+        name = ident((apart or columns)[0].name)
+        return f"{name} = {self.qualifier}.{name}"
 
     def _check(self) -> None:
         rule = self.rule
@@ -163,9 +175,8 @@ class _SetList:
     def _value(self, key: str, node: Node, start: int, end: int) -> _Value:
         rule = self.rule
         default = "SetToDefault" in node
-        if key in rule.virtuals and not uses(rule, key) and not default:
-            raise lost(rule, key)
         if not default:
+            refuse_lost(rule, key)
             return _Value(key, self.work.rendered(start, end), False, self.work.may_repeat(node, end - start))
         if not self._relevant(key) or not uses(rule, key) or self._own_default(key):
             return _Value(key, "", True, True)
@@ -223,8 +234,7 @@ class _SetList:
             name = f"{ASSIGNED}_{number + 1}"
             names = [f"{INTERNAL_PREFIX}{at + 1}" for at in range(len(item.cells))]
             for column, output in zip(item.cells, names, strict=True):
-                if column.column in rule.virtuals and not uses(rule, column.column):
-                    raise lost(rule, column.column)
+                refuse_lost(rule, column.column)
                 columns[column.column] = f"{name}.{output}"
             query = work.rendered(*item.cells[0].span)
             named = f"{name}({', '.join(names)})"
