@@ -22,6 +22,7 @@ from proxy.backend.pool import Pool
 from proxy.caches import Cache, CacheCounts
 from proxy.rewrite.plan import Plan, Refusal
 from proxy.session.cure import shape
+from proxy.session.twins import DIFFERENT, rejected
 from proxy.sql.parse import parse
 from proxy.sql.quote import ident
 from proxy.sql.splice import characters
@@ -51,12 +52,6 @@ NOT_TRIED = Refusal(
     "this statement could not be tried on the server",
     detail="It is translated for the client's schema version; such a text is tried before it is sent.",
     hint="Try again; see the sidecar's log for what is wrong.",
-)
-DIFFERENT = Refusal(
-    "0A000",
-    "this statement cannot be translated for its schema version",
-    detail="The server describes another result for the translated text.",
-    hint="Simplify the statement, or deploy code for the present version.",
 )
 
 
@@ -253,13 +248,7 @@ def _rejected(plan: Plan, exc: QueryFailed) -> ProbeVerdict:
     )
     if plan.fallback is not None:
         return LEFT_TO_GUARD
-    refusal = Refusal(
-        DIFFERENT.sqlstate,
-        DIFFERENT.message,
-        detail=f"The server rejects the translated text: {exc} (SQLSTATE {exc.sqlstate}).",
-        hint=DIFFERENT.hint,
-    )
-    return ProbeVerdict(False, refusal=refusal)
+    return ProbeVerdict(False, refusal=rejected(str(exc), exc.sqlstate))
 
 
 def _different(plan: Plan) -> ProbeVerdict:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import functools
 from collections import deque
 from collections.abc import Callable
-from typing import Final, Literal, final
+from typing import Any, Final, Literal, final
 
 from proxy.rewrite.plan import Plan, Refusal
 from proxy.session.context import Context, Flight, Term
@@ -97,6 +97,8 @@ class Session:
         self.idle_since = 0.0
         """When the client was last answered (seconds of ``context.clock``)."""
         self.cure = Cure(self, self.outbox)
+        self.tried: dict[tuple[Any, ...], Verdict] = {}
+        """What was tried on the primary connection for the batch that is being decided, up to its end."""
         self.reported = parameters
         """The settings that the client was told of; never changed in place."""
         self._lease_began = (self.reported, self.settings.applied)
@@ -282,6 +284,7 @@ class Session:
             user=self.user,
             utf8=self.settings.utf8,
             breaker=context.books.breaker,
+            tried=self.tried,
             planned=None if context.planning is None else self._planned,
             shared=self.shared,
         )
@@ -311,6 +314,16 @@ class Session:
         if target is Target.PRIMARY and not self.leased and not self._lease():
             return False
         if (
+            work.doubt is not None
+            and target is Target.PRIMARY
+            and self.open_flight is None
+            and self.status != FAILED
+        ):
+            self.blocked = "drain" if self.flights else "cure"
+            if not self.flights:
+                self.cure.try_here(work.doubt)
+            return False
+        if (
             (self.shared or target is Target.REPLICA or self.outbox.prepared[0].rewritten)
             and self.open_flight is None
             and self.status != FAILED
@@ -326,6 +339,8 @@ class Session:
             self._planned = {}
         context.stats.decisions[(target.name.lower(), reason)] += 1
         send(self, frames, work, target, term)
+        if self.tried and self.open_flight is None:
+            self.tried.clear()
         return True
 
     def _plan_apart(self, large: Large, scope: Scope) -> None:

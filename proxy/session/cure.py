@@ -3,11 +3,15 @@
 After DDL a server refuses an earlier prepared statement with 0A000 "cached plan must not change result type"; on a
 server that is shared by transactions somebody may have deallocated what we prepared (26000), or it has never had it.
 
-Contract, in two parts. *Repeat*: a batch that failed so is sent once more, if it began outside of a transaction, if it
-is the only one under way, and if the client has heard nothing of it yet: then the error has undone whatever the batch
-did, and nobody can tell. *Check*: before a statement that the client has Described as a statement is used on a server
+Contract, in three parts. *Repeat*: a batch that failed so is sent once more, if it began outside of a transaction, if
+it is the only one under way, and if the client has heard nothing of it yet: then the error has undone whatever the
+batch did, and nobody can tell. *Check*: before a statement that the client has Described as one is used on a server
 that must prepare it first, it is prepared and described there; if its columns are not what the client was told, the
 client gets 0A000, because drivers decode rows by the description that they have.
+
+*Try*: where a spare connection has an error for a statement's twin, the session's own one is asked too, which knows
+the session's temporary tables and what its transaction has made. Its error is the client's, and has done to the
+transaction what the statement would have done.
 """
 
 from __future__ import annotations
@@ -18,8 +22,10 @@ from typing import TYPE_CHECKING, Literal, final
 from proxy.session.context import Flight
 from proxy.session.outbox import Missing, Outbox
 from proxy.session.ports import Target
-from proxy.session.replies import SKIPPED_SYNC, Mode, Reply
+from proxy.session.replies import SKIPPED_PARSE, SKIPPED_SYNC, Mode, Reply
 from proxy.session.statements import Statement
+from proxy.session.twins import DIFFERENT, rejected
+from proxy.session.work import Doubt, Tried
 from proxy.wire import messages as m
 
 if TYPE_CHECKING:
@@ -28,13 +34,26 @@ if TYPE_CHECKING:
 _CHANGED = b"\0C0A000\0"
 _ROUTINE = b"\0RRevalidateCachedQuery\0"
 _MISSING = b"\0C26000\0"
+_TRIAL = b"dualwire_trial"
 
 
 @final
 class Cure:
     """See the module's docstring."""
 
-    __slots__ = ("_error", "_frames", "_outbox", "_session", "_stage", "_statements", "_status", "_target")
+    __slots__ = (
+        "_doubt",
+        "_error",
+        "_frames",
+        "_outbox",
+        "_rows",
+        "_session",
+        "_stage",
+        "_statements",
+        "_status",
+        "_target",
+        "_types",
+    )
 
     def __init__(self, session: Session, outbox: Outbox) -> None:
         self._session = session
@@ -45,6 +64,10 @@ class Cure:
         self._statements: list[Statement] = []
         self._status = 0
         self._stage: Literal["", "failed", "over", "asked", "answered"] = ""
+        self._doubt: Doubt | None = None
+        self._types: tuple[int, ...] = ()
+        self._rows: list[bytes] = []
+        """How the twin was described, and then the text that is to be sent."""
 
     @property
     def asked(self) -> bool:
@@ -129,6 +152,8 @@ class Cure:
         self._session.ask(target, b"".join((*requests, m.SYNC_FRAME)), [*entries, SKIPPED_SYNC])
 
     def _compare(self, one: Missing, target: Target, description: bytes) -> None:
+        if description[0] == m.PARAMETER_DESCRIPTION:
+            return
         statement = one.statement
         if statement.told is None or shape(statement.told) == shape(description):
             statement.told_as = statement.wire_name
@@ -140,6 +165,53 @@ class Cure:
     def heard(self, error: bytes) -> None:
         """Our question was answered with an error."""
         self._error = error
+
+    # -- try -------------------------------------------------------------------------------------------------------
+
+    def try_here(self, doubt: Doubt) -> None:
+        """Ask the primary connection about a statement's twin, and then about the text that is to be sent."""
+        assert doubt.plan.twin is not None
+        self._doubt, self._rows = doubt, []
+        self._describe(doubt.plan.twin, doubt.oids)
+
+    def _describe(self, text: bytes, oids: tuple[int, ...]) -> None:
+        requests = (
+            m.parse(_TRIAL, text, oids),
+            m.describe_statement(_TRIAL),
+            m.close_statement(_TRIAL),
+            m.SYNC_FRAME,
+        )
+        described = Reply(m.DESCRIBE, Mode.SKIP, capture=self._hear)
+        entries = [SKIPPED_PARSE, described, Reply(m.CLOSE, Mode.SKIP), SKIPPED_SYNC]
+        self._stage, self._error, self._target = "asked", b"", Target.PRIMARY
+        self._session.ask(Target.PRIMARY, b"".join(requests), entries)
+
+    def _hear(self, description: bytes) -> None:
+        if description[0] != m.PARAMETER_DESCRIPTION:
+            self._rows.append(description)
+        elif not self._rows:
+            self._types = m.read_parameter_oids(description)
+
+    def _tried(self, doubt: Doubt) -> None:
+        plan, session, error = doubt.plan, self._session, self._error
+        if not error and len(self._rows) == 1 and plan.fallback is None:
+            self._describe(plan.text, self._types)
+            return
+        self._doubt = None
+        if error and not self._rows:
+            verdict = Tried(False, error=error)
+        elif error:
+            fields = m.error_fields(error)
+            said, sqlstate = (fields.get(code, b"").decode("utf-8", "replace") for code in "MC")
+            verdict = Tried(False, refusal=rejected(said, sqlstate))
+        elif plan.fallback is not None:
+            verdict = Tried(False)
+        elif shape(self._rows[0]) == shape(self._rows[1]):
+            verdict = Tried(True, self._types)
+        else:
+            verdict = Tried(False, refusal=DIFFERENT)
+        session.tried[doubt.key] = verdict
+        session.go_on(b"", self._status)
 
     # -- either ----------------------------------------------------------------------------------------------------
 
@@ -153,6 +225,8 @@ class Cure:
         stage, self._stage = self._stage, ""
         if stage == "over":
             self._repeat()
+        elif self._doubt is not None:
+            self._tried(self._doubt)
         else:
             self._session.go_on(self._error, self._status)
 

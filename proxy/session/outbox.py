@@ -94,15 +94,7 @@ class Outbox:
         if kind == m.EXECUTE:
             self._stats.queries += 1
         if item.fails and kind in (m.QUERY, m.PARSE, m.BIND, m.DESCRIBE):
-            error = _refusal_frame(item.refusal) if item.refusal is not None else item.error
-            if kind == m.QUERY:
-                out.append(_REFUSED_QUERY)
-                return Reply(m.QUERY, Mode.REPLACE, payload=error)
-            if kind == m.PARSE and not item.name:
-                out.append(_REFUSED_UNNAMED)
-                return Reply(m.PARSE, Mode.REPLACE, payload=error, fate=self._fate(self.prepared[target]))
-            out.append(_REFUSED_PARSE)
-            return Reply(m.PARSE, Mode.REPLACE, payload=error)
+            return self._emit_failure(item, target, out)
         if kind == m.QUERY:
             return self._emit_query(item, out, entries, failed)
         if kind == m.PARSE:
@@ -143,6 +135,23 @@ class Outbox:
         if item.edits is None and item.plan is not None and item.refusal is None and item.plan.rewritten:
             item.edits = functools.partial(_located, item.plan, item.text)
         return item.edits
+
+    def _emit_failure(self, item: Item, target: Target, out: list[bytes]) -> Reply:
+        """What fails on the server in the place of a statement that is not sent."""
+        error = item.error if item.refusal is None else _refusal_frame(item.refusal)
+        kind, fate = m.PARSE, None
+        if item.kind == m.QUERY:
+            out.append(_REFUSED_QUERY)
+            kind = m.QUERY
+        elif item.kind == m.PARSE and not item.name:
+            out.append(_REFUSED_UNNAMED)
+            fate = self._fate(self.prepared[target])
+        else:
+            out.append(_REFUSED_PARSE)
+        if item.tried:
+            # Whatever the server says: the trial may have failed the transaction already.
+            return Reply(kind, edits=lambda message: error, fate=fate)
+        return Reply(kind, Mode.REPLACE, payload=error, fate=fate)
 
     def _emit_query(self, item: Item, out: list[bytes], entries: list[Reply], failed: bool) -> Reply:
         plan = item.plan

@@ -73,7 +73,7 @@ class Reply:
         self.edits = edits
         """Rewrites the ErrorResponse frame that the client gets, to map a position back to its text."""
         self.capture = capture
-        """Gets the message that completes the request."""
+        """Gets the message that completes the request; in SKIP the ParameterDescription before it as well."""
         self.fate = fate
         """Called last if the request itself fails."""
 
@@ -313,6 +313,8 @@ class ReplyQueue:
             # That the columns cannot be described any more, a server says only after the parameters.
             if head.mode is not Mode.SKIP:
                 self._held += data[position:end]
+            elif head.capture is not None:
+                head.capture(data[position:end])
             return b""
         if kind == m.COPY_OUT_RESPONSE and head.request == m.EXECUTE:
             return None

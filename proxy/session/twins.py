@@ -10,11 +10,28 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from proxy.rewrite.model import TableModel
-from proxy.rewrite.plan import Plan
+from proxy.rewrite.plan import Plan, Refusal
 from proxy.sql.splice import original_position
 from proxy.wire import messages as m
 
+DIFFERENT = Refusal(
+    "0A000",
+    "this statement cannot be translated for its schema version",
+    detail="The server describes another result for the translated text.",
+    hint="Simplify the statement, or deploy code for the present version.",
+)
+
 _TOLD = ("M", "D", "H")
+
+
+def rejected(message: str, sqlstate: str) -> Refusal:
+    """What a client gets whose translated text the server does not accept."""
+    return Refusal(
+        DIFFERENT.sqlstate,
+        DIFFERENT.message,
+        detail=f"The server rejects the translated text: {message} (SQLSTATE {sqlstate}).",
+        hint=DIFFERENT.hint,
+    )
 
 
 def as_if_alone(error: bytes, original: bytes, plan: Plan, tables: Sequence[TableModel]) -> bytes:

@@ -7,16 +7,16 @@ what is still unknown (a rewritten text that was never tried on the server); sen
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from proxy.rewrite.model import Side
+from proxy.rewrite.model import Side, TableModel
 from proxy.rewrite.plan import Kind, Plan, Refusal
 from proxy.rewrite.reasons import Reason
 from proxy.session.book import LARGE_TEXT, PlanBook, SearchPath
 from proxy.session.breaker import Breaker
-from proxy.session.ports import Prober
+from proxy.session.ports import Prober, Verdict
 from proxy.session.statements import Statement
 from proxy.session.twins import as_if_alone
 from proxy.wire import messages as m
@@ -64,6 +64,8 @@ class Item:
     refusal: Refusal | None = None
     error: bytes = b""
     """The error that the statement gets, as PostgreSQL gives it for the client's own text."""
+    tried: bool = False
+    """Whether that is what the session's own connection has said."""
     runs: Item | None = None
     """Of an Execute: the Bind of its portal, if that is in the same batch."""
     edits: Callable[[bytes], bytes] | None = None
@@ -82,6 +84,28 @@ class Item:
         return self.frame[5:-1] if self.statement is None else self.statement.text
 
 
+@dataclass(frozen=True, slots=True)
+class Doubt:
+    """A statement whose twin got an error on a spare connection, which knows nothing of temporary tables, say."""
+
+    key: tuple[Any, ...]
+    plan: Plan
+    text: bytes
+    """The client's own."""
+    oids: tuple[int, ...]
+    tables: Sequence[TableModel]
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """What came of trying it on the session's own connection; see ``proxy.session.ports.Verdict``."""
+
+    mirrored: bool
+    oids: tuple[int, ...] = ()
+    error: bytes = b""
+    refusal: Refusal | None = None
+
+
 @dataclass(slots=True)
 class Work:
     """One batch, studied."""
@@ -94,6 +118,8 @@ class Work:
     """A plan whose rewritten text the server has not seen yet, with ``probe_key`` and ``probe_oids``."""
     probe_key: tuple[Any, ...] = ()
     probe_oids: tuple[int, ...] = ()
+    doubt: Doubt | None = None
+    """The batch's first statement is wrong as far as a spare connection can tell."""
 
     @property
     def plans(self) -> list[Plan]:
@@ -117,6 +143,8 @@ class Scope:
     user: str
     utf8: bool
     breaker: Breaker
+    tried: Mapping[tuple[Any, ...], Verdict]
+    """What was tried on the session's own connection for this batch."""
     planned: Mapping[Large, Plan] | None = None
     """The large texts of the batch that were planned elsewhere; None: they are planned here."""
     shared: bool = False
@@ -222,7 +250,9 @@ def _decide(item: Item, work: Work, scope: Scope, text: bytes, version: str, oid
         scope.book.tried_as(text, item.kind == m.QUERY),
         scope.book.serial,
     )
-    verdict = scope.prober.known(key, plan)
+    tried = scope.tried.get(key)
+    item.tried = tried is not None
+    verdict = tried or scope.prober.known(key, plan)
     if verdict is None:
         if work.unproved is None:
             work.unproved, work.probe_key, work.probe_oids = plan, key, oids
@@ -231,6 +261,8 @@ def _decide(item: Item, work: Work, scope: Scope, text: bytes, version: str, oid
         if plan.fallback is not None and plan.mirrored and scope.breaker.handed(plan.tables):
             item.plan = replace(plan.fallback, reason=Reason.GUARD_BREAKER.value)
     elif verdict.error:
+        if len(work.items) == 1 and not item.tried:
+            work.doubt = Doubt(key, plan, text, oids, scope.book.tables)
         item.error = as_if_alone(verdict.error, text, plan, scope.book.tables)
     elif verdict.refusal is not None:
         item.refusal = verdict.refusal

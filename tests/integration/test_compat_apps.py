@@ -313,6 +313,32 @@ async def test_rows_of_copy_arrive_and_what_only_the_new_shape_holds_survives(sh
     )
 
 
+async def test_what_only_the_session_or_its_transaction_knows_may_stand_in_a_statement(shop: Shop) -> None:
+    await shop.migrator.complete()
+    conn = await asyncpg.connect(shop.old.dsn())
+    await conn.execute("CREATE TEMP TABLE staged (id bigint, status int)")
+    await conn.execute("INSERT INTO staged VALUES (6001, 1), (6002, 2)")
+    load = "INSERT INTO orders (id, customer_id, status) SELECT id, $1::bigint, status FROM staged RETURNING id, status"
+    with pytest.raises(asyncpg.UndefinedFunctionError):
+        await conn.fetch("SELECT id FROM orders WHERE status = wanted(1)")
+    async with conn.transaction():
+        assert [tuple(r) for r in await conn.fetch(load, 1)] == [(6001, 1), (6002, 2)]
+        await conn.execute("CREATE FUNCTION wanted(int) RETURNS int LANGUAGE sql RETURN $1 + 1")
+        assert await conn.fetchval("SELECT id FROM orders WHERE status = wanted(1) AND id > 6000") == 6002
+        with pytest.raises(asyncpg.UndefinedColumnError, match='column "nothing" does not exist'):
+            async with conn.transaction():
+                await conn.fetch("SELECT nothing, status FROM orders")
+        assert await conn.execute("DELETE FROM orders USING staged s WHERE s.id = orders.id") == "DELETE 2"
+    transaction = conn.transaction()
+    await transaction.start()
+    with pytest.raises(asyncpg.UndefinedTableError):
+        await conn.fetch("SELECT * FROM orders JOIN nowhere USING (id)")
+    with pytest.raises(asyncpg.InFailedSQLTransactionError):
+        await conn.fetch("SELECT status FROM orders WHERE nothing = 1")
+    await transaction.rollback()
+    await conn.close()
+
+
 async def test_what_the_old_version_alone_held_is_given_up(shop: Shop) -> None:
     await shop.migrator.complete()
     with psycopg.connect(shop.old.dsn(), autocommit=True) as conn:
