@@ -21,8 +21,7 @@ from migrator import copyview
 from migrator.analysis import Compiled
 from migrator.catalog import CatalogColumn, CatalogTable
 from migrator.copyview import CopyView
-from migrator.design import Design, Finding, TableDesign
-from migrator.errors import Refused
+from migrator.design import Design, TableDesign
 from migrator.expressions import parameters, parse_expression, render
 from migrator.functions import settings_for, volatility_of
 from migrator.models import completed, plain
@@ -31,7 +30,7 @@ from proxy.control.routing import Routing
 from proxy.rewrite.model import Column, Direction, LogicalColumn, Mirror, TableModel, Virtual
 
 KEY_PREFIX = "_dualwire_virtual_"
-_INTEGERS = frozenset({"smallint", "integer", "bigint"})
+INTEGERS = frozenset({"smallint", "integer", "bigint"})
 _INTEGER_NAMES = frozenset({"int2", "int4", "int8"})
 _CUT_BY_CASTS = frozenset({1042, 1043, 1560, 1562, 1014, 1015, 1561, 1563})
 """char(n), varchar(n), bit(n), varbit(n) and their arrays: a cast cuts what an assignment refuses."""
@@ -239,16 +238,16 @@ def _virtual(
 def _raw(lost: Lost, types: Mapping[str, _Type], table: TableDesign) -> str | None:
     """The physical column that holds the same numbers in another integer type, if there is one."""
     down = lost.value
-    if down is None or lost.column.type not in _INTEGERS or len(down.sources) != 1:
+    if down is None or lost.column.type not in INTEGERS or len(down.sources) != 1:
         return None
     [target] = down.sources
     up = next((m.value for m in table.up.mirrors if m.target == target), None)
-    if types[target].type not in _INTEGERS or up is None or up.sources != [lost.column.name]:
+    if types[target].type not in INTEGERS or up is None or up.sources != [lost.column.name]:
         return None
-    return target if _plain(down) and _plain(up) else None
+    return target if plain_integer(down) and plain_integer(up) else None
 
 
-def _plain(value: Compiled) -> bool:
+def plain_integer(value: Compiled) -> bool:
     """Whether an expression is its column, perhaps cast between integer types."""
     node = parse_expression(render(value.template, ["c"]), "compat").node
     while "TypeCast" in node:
@@ -443,13 +442,13 @@ def planned(design: Design, catalogs: Mapping[int, CatalogTable]) -> Design:
     """The design with what closing makes for each table."""
     tables = [
         t.model_copy(update={"compat": list(served[t.oid].statements)}) if t.oid in served else t
-        for served in [_all(design, catalogs)]
+        for served in [every(design, catalogs)]
         for t in design.tables
     ]
     return design.model_copy(update={"compat": True, "tables": tables})
 
 
-def _all(
+def every(
     design: Design, catalogs: Mapping[int, CatalogTable], taken: AbstractSet[str] = frozenset()
 ) -> dict[int, Served]:
     """Every table of which the versions differ, by OID."""
@@ -471,7 +470,7 @@ async def make(
             "SELECT relname FROM pg_class WHERE relnamespace = 'dualwire'::regnamespace"
         )
     }
-    made = _all(design, catalogs, taken)
+    made = every(design, catalogs, taken)
     for served in made.values():
         for statement in served.statements:
             await conn.execute(statement)
@@ -512,127 +511,3 @@ def ended(routing: Routing) -> Routing:
         percent=0,
         dual_write=False,
     )
-
-
-def refuse_impossible(design: Design) -> None:
-    """Refuse where the old version cannot be served after closed."""
-    found = [f for f in judge(design, {}) if f.severity == "error"]
-    if found:
-        raise Refused("; ".join(f.message for f in found), hint=found[0].hint)
-
-
-# -- what plan says ------------------------------------------------------------------------------------------
-
-
-def judge(design: Design, catalogs: Mapping[int, CatalogTable]) -> list[Finding]:
-    """What will be lossy, fail or be refused for clients of the old version."""
-    found = [
-        _finding(
-            "error",
-            "compat_replace_table",
-            f"{table.label}: the old version of a replaced table cannot be served after closed",
-            "Leave out compat, or replace the table in a migration of its own.",
-        )
-        for table in design.replaces
-    ]
-    served = _all(design, catalogs)
-    for table in design.tables:
-        if table.oid in served:
-            catalog = catalogs[table.oid]
-            found += [f for one in served[table.oid].lost for f in _judge_lost(table, catalog, one)]
-            found += _judge_up(table, served[table.oid])
-            if served[table.oid].copy is None:
-                message = f"{table.label}: COPY FROM of old clients is refused: a column follows from a generated one"
-                found.append(_finding("warning", "compat_refused", message))
-    return found
-
-
-def _finding(severity: str, code: str, message: str, hint: str = "") -> Finding:
-    return Finding.model_validate(
-        {"severity": severity, "code": code, "message": f"compat: {message}", "hint": hint}
-    )
-
-
-def _judge_lost(table: TableDesign, catalog: CatalogTable, lost: Lost) -> Iterator[Finding]:
-    label, column, value = f"{table.label}.{lost.label}", lost.column, lost.value
-    if value is None:
-        seen = "its default" if column.default_kind == "stable" else "NULL"
-        message = f"old clients read {label} as {seen}: drop_column has no down"
-        yield _finding("warning", "compat_lossy", message, "Give `down`.")
-    else:
-        if column.not_null and not value.not_null:
-            yield _finding(
-                "warning",
-                "compat_null",
-                f"{label} is NOT NULL, and old clients may read NULL where down gives NULL",
-                "Give a `down` that is never NULL, e.g. with COALESCE.",
-            )
-        if value.volatility == "volatile":
-            yield _finding(
-                "warning", "compat_volatile", f"{label}: down is volatile, each read is another value"
-            )
-        elif not value.total and not _plain_integers(value, column):
-            yield _finding(
-                "warning",
-                "compat_raises",
-                f"{label}: down is not proved to work for every row; where it fails, so does an old client's read",
-                "Cover every value.",
-            )
-    if not lost.written and not column.generated:
-        yield _finding(
-            "warning", "compat_lossy", f"what old clients write to {label} is lost: no up takes it"
-        )
-    if column.identity or (column.default_kind == "volatile" and "nextval(" in (column.default or "")):
-        yield _finding(
-            "warning",
-            "compat_default",
-            f"{label}: old clients that give no value get NULL, because its sequence may go with the column",
-        )
-    bound = [c for c in catalog.constraints if column.name in c.columns]
-    checks = [c.name for c in bound if c.kind in {"c", "f"}]
-    if checks:
-        yield _finding(
-            "info", "compat_constraints", f"{label}: {', '.join(checks)} binds old clients no more"
-        )
-    unique = [c.name for c in bound if c.kind in {"u", "x"}]
-    unique += [i.name for i in catalog.indexes if i.unique and not i.constraint and column.name in i.columns]
-    if unique:
-        yield _finding(
-            "warning",
-            "compat_refused",
-            f"{label}: ON CONFLICT by {', '.join(unique)} is refused: the index goes with the column",
-        )
-
-
-def _plain_integers(value: Compiled, column: CatalogColumn) -> bool:
-    return column.type in _INTEGERS and len(value.sources) == 1 and _plain(value)
-
-
-def _judge_up(table: TableDesign, served: Served) -> Iterator[Finding]:
-    labels = {physical: label for label, physical in table.new}
-    made = {m.target for m in served.up.mirrors}
-    for mirror in table.up.mirrors:
-        label = f"{table.label}.{labels.get(mirror.target, mirror.target)}"
-        if mirror.target not in made:
-            continue
-        if mirror.value.volatility == "volatile":
-            yield _finding(
-                "info",
-                "compat_volatile",
-                f"{label}: up is volatile and is computed for each write of old clients",
-            )
-        elif not mirror.value.total:
-            yield _finding(
-                "warning",
-                "compat_raises",
-                f"{label}: up is not proved to work for every row; where it fails, so does an old client's write",
-                "Cover every value, e.g. with CASE ... ELSE and pg_input_is_valid() before a cast.",
-            )
-    for constraint in table.up.constraints:
-        if not constraint.proved:
-            what = "NOT NULL" if constraint.kind == "not_null" else f"check {constraint.name}"
-            yield _finding(
-                "info",
-                "compat_constraints",
-                f"{table.label}.{constraint.label}: {what} binds old clients' writes as well",
-            )

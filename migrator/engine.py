@@ -15,7 +15,7 @@ from typing import Any
 
 import asyncpg
 
-from migrator import compat, designer, drift, preflight
+from migrator import compat, compat_findings, designer, drift, preflight
 from migrator.control import install, publish, store
 from migrator.control.session import Session, acquire
 from migrator.control.store import MigrationRow, reached
@@ -74,7 +74,7 @@ async def design_of(conn: asyncpg.Connection, migration: Migration, schema: str)
     findings = [*design.findings, *await preflight.judge_server(conn, design)]
     if migration.compat:
         design = compat.planned(design, catalogs := await drift.look(conn, design))
-        findings += compat.judge(design, catalogs)
+        findings += compat_findings.judge(design, catalogs)
     return design.model_copy(update={"findings": findings})
 
 
@@ -269,8 +269,6 @@ async def complete(ctx: Context, retention: timedelta) -> Outcome:
     await not_rolling_back(ctx)
     await ctx.check_drift()
     outlives = ctx.design.compat if ctx.options.compat is None else ctx.options.compat
-    if outlives:
-        compat.refuse_impossible(ctx.design)
     if not reached(ctx.row.phase, "closed"):
         await close.check(ctx, retention, outlives=outlives)
         await close.run(ctx, outlives=outlives)

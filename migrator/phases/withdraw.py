@@ -70,7 +70,7 @@ async def closed(ctx: Context) -> None:
         routing = await publish.current(conn)
         await refuse_while_spoken(conn, routing)
         catalogs = await ctx.look(conn)
-        tables = [models.closed(t, catalogs[t.oid]) for t in ctx.design.tables]
+        tables = ctx.models(models.closed, catalogs)
         tables += await steps.closed(ctx, conn, outlives=False)
         await ctx.publish(conn, lambda r: replace(r, serves_old=False, dual_write=False), tables, epoch=True)
         await store.event(conn, ENDED, ctx.row.id, {"version": routing.old})
