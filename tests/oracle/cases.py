@@ -79,6 +79,23 @@ ITEM = Combo(
     (Table("item", ("id",), (KEY, NOTE, CENTS, PRESENT)),),
     ("INSERT INTO item VALUES (1, 'a', 2.25, true), (2, NULL, NULL, NULL)",),
 )
+LOGGED = Combo(
+    "logged",
+    (
+        Table(
+            "item",
+            ("id",),
+            (KEY, NOTE, CENTS),
+            triggers=(
+                "CREATE FUNCTION log() RETURNS trigger LANGUAGE plpgsql SET search_path = public AS $$ BEGIN"
+                " INSERT INTO notes SELECT max(n.id) + 1, 'log', (SELECT count(*) FROM fresh) FROM notes n;"
+                " RETURN NULL; END $$",
+                "CREATE TRIGGER log AFTER INSERT ON item REFERENCING NEW TABLE AS fresh"
+                " FOR EACH STATEMENT EXECUTE FUNCTION log()",
+            ),
+        ),
+    ),
+)
 LABEL = Combo(
     "label", (Table("item", ("id",), (KEY, CODE, NOTE)),), ("INSERT INTO item VALUES (1, 'a', 'b')",)
 )
@@ -128,6 +145,19 @@ CASES: tuple[Case, ...] = (
         WIDTH,
         Program("new", (CopyIn("COPY item (id, amount) FROM STDIN", (b"5\t1\n",)),)),
         "the view's trigger inserts into the table, whose column has the old name",
+    ),
+    Case(
+        "a_copy_fires_the_tables_own_statement_triggers_once",
+        LOGGED,
+        Program("new", (CopyIn("COPY item FROM STDIN", (b"5\ta\t1\n6\tb\t2\n",)),)),
+        "the view's trigger inserts row by row",
+    ),
+    _queries(
+        "a_wrong_type_in_a_query_that_is_assigned_is_told_where_it_stands",
+        ITEM,
+        "new",
+        "PREPARE p AS UPDATE item SET (amount, id) = (SELECT 1, NULL)",
+        bug="the position is that of the columns",
     ),
     _queries(
         "too_few_expressions_are_told_where_the_column_stands",

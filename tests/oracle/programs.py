@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tests.oracle.mistakes import Blunderer
 from tests.oracle.pen import Text
 from tests.oracle.schemas import Column, Combo, Table
-from tests.oracle.steps import Batch, Call, CopyIn, Program, Query, Step
+from tests.oracle.steps import Batch, Call, CopyIn, Mixed, Program, Query, Step
 
 BINARY: dict[str, Callable[[str], bytes]] = {
     "smallint": lambda text: struct.pack(">h", int(text)),
@@ -266,3 +266,15 @@ def _csv_line(cells: list[str | None]) -> str:
 def programs(draw: Any, combo: Combo, side: str) -> Program:
     """A program of one speaker."""
     return Program(side, tuple(Author(draw, combo, side).steps()))
+
+
+@st.composite
+def mixed(draw: Any, combo: Combo) -> Mixed:
+    """Turns of several clients, each a transaction of its own."""
+    turns: list[tuple[str, Step]] = []
+    count = 1 + draw(st.integers(0, 6))
+    for _ in range(count):
+        who = draw(st.sampled_from(("old", "new", "past")))
+        author = Author(draw, combo, "new" if who == "new" else "old")
+        turns.append((who, author.pick((author.query, author.query, author.batch, author.copy_in))()))
+    return Mixed(tuple(turns))

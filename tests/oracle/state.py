@@ -59,6 +59,12 @@ class State:
                 yield from self._right(design, both)
                 yield from (self._up if side == "old" else self._down)(table, design, both, plain)
 
+    def right(self, both: Run) -> Iterator[str]:
+        """Sentences about rows that are neither right by their own direction nor listed problems."""
+        for design in self.designs.values():
+            if design.mark:
+                yield from self._right(design, both)
+
     def _listed(self, table: Table, side: str) -> str:
         return ", ".join(
             f"{physical} AS {quoted(name)}" for name, physical in self.physical(table.name, side)

@@ -113,3 +113,14 @@ class Program:
     def __str__(self) -> str:
         lines = [f"Program({self.speaker!r}, ("]
         return "\n".join([*lines, *(f"    {step!r}," for step in self.steps), "))"])
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """What several clients do in turns: speakers of both versions, and one of the old shape past the sidecar."""
+
+    turns: tuple[tuple[str, Step], ...]
+    """(old, new or past; step)."""
+
+    def __str__(self) -> str:
+        return "\n".join(["Mixed((", *(f"    {turn!r}," for turn in self.turns), "))"])

@@ -9,17 +9,19 @@ from __future__ import annotations
 import os
 import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis.strategies import SearchStrategy
 
 from migrator.cluster import Cluster
-from tests.oracle.programs import programs
+from tests.oracle.programs import mixed, programs
 from tests.oracle.runner import Outcome, Scene, World
 from tests.oracle.schemas import draw
-from tests.oracle.steps import Program
+from tests.oracle.steps import Mixed, Program
 
 COMBINATIONS = 5
 PROGRAMS = 300
@@ -44,9 +46,19 @@ class Tally:
         self.counts.update(f"known: {r}" for r in outcome.known)
 
 
-def play(scene: Scene, speaker: str, number: int, count: int, tally: Tally) -> None:
-    """So many programs of one speaker; the first that shows a difference is shrunk and reported."""
-    last: list[tuple[Program, Outcome]] = []
+Played = TypeVar("Played", Program, Mixed)
+
+
+def play(
+    scene: Scene,
+    strategy: SearchStrategy[Played],
+    run: Callable[[Played], Outcome],
+    number: int,
+    count: int,
+    tally: Tally,
+) -> None:
+    """So many programs; the first that shows a difference is shrunk and reported."""
+    last: list[tuple[Played, Outcome]] = []
 
     @seed(number)
     @settings(
@@ -58,9 +70,9 @@ def play(scene: Scene, speaker: str, number: int, count: int, tally: Tally) -> N
         print_blob=False,
         phases=(Phase.generate, Phase.shrink),
     )
-    @given(programs(scene.combo, speaker))
-    def test(program: Program) -> None:
-        outcome = scene.run(program)
+    @given(strategy)
+    def test(program: Played) -> None:
+        outcome = run(program)
         tally.add(outcome)
         if outcome.differences:
             last[:] = [(program, outcome)]
@@ -73,16 +85,23 @@ def play(scene: Scene, speaker: str, number: int, count: int, tally: Tally) -> N
             raise
         program, outcome = last[0]
         found = "\n".join(outcome.differences)
-        report = f"{scene.combo}\n{program}\n{found}\n{scene.explain(program)}"
-        pytest.fail(f"number {number}, {scene.combo.name}:\n{report}", pytrace=False)
+        plans = scene.explain(program) if isinstance(program, Program) else ""
+        pytest.fail(
+            f"number {number}, {scene.combo.name}:\n{scene.combo}\n{program}\n{found}\n{plans}", pytrace=False
+        )
 
 
 def run(world: World, number: int, count: int) -> Tally:
-    """Programs on all scenes of a world, as many of old as of new speakers, with the sidecar's counters."""
+    """Programs on all scenes of a world, as many of old as of new speakers, with the sidecar's counters.
+
+    A fifth more are of clients of all kinds in turns.
+    """
     tally = Tally()
     turns = [(scene, speaker) for scene in world.scenes for speaker in scene.combo.speakers]
     for turn, (scene, speaker) in enumerate(turns):
-        play(scene, speaker, number + turn, -(-count // len(turns)), tally)
+        play(scene, programs(scene.combo, speaker), scene.run, number + turn, -(-count // len(turns)), tally)
+    for scene in world.scenes:
+        play(scene, mixed(scene.combo), scene.run_mixed, number, -(-count // 5 // len(world.scenes)), tally)
     tally.counts.update(world.counts())
     print(f"oracle: seed {number}: " + ", ".join(f"{k} {v}" for k, v in sorted(tally.counts.items())))
     return tally
