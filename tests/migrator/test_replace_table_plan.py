@@ -355,3 +355,55 @@ async def test_somebody_elses_ddl_on_either_table_stops_the_migration(shop: Migr
     await db.execute('ALTER TABLE "_dualwire_new_items" ADD COLUMN stray int')
     with pytest.raises(Refused, match="stray"):
         await shop.start(path, "cutover")
+
+
+ODD = """
+CREATE UNLOGGED TABLE r (
+    id int PRIMARY KEY, code int NOT NULL, v int GENERATED ALWAYS AS (code * 2) STORED,
+    during daterange, CONSTRAINT apart EXCLUDE USING gist (during WITH &&)
+);
+CREATE UNIQUE INDEX r_code ON r (code);
+ALTER TABLE r REPLICA IDENTITY USING INDEX r_code;
+INSERT INTO r SELECT i, i FROM generate_series(1, 50) i;
+CREATE TABLE "Odd ""T" (
+    "I d" int PRIMARY KEY, "select" text DEFAULT 'it''s', CONSTRAINT "c k" CHECK ("select" <> 'no')
+);
+CREATE TRIGGER "t r" BEFORE UPDATE ON "Odd ""T" FOR EACH ROW
+    EXECUTE FUNCTION suppress_redundant_updates_trigger();
+INSERT INTO "Odd ""T" SELECT i FROM generate_series(1, 50) i;
+CREATE TABLE kids (
+    t int CONSTRAINT "f k" REFERENCES "Odd ""T" ON DELETE SET NULL DEFERRABLE INITIALLY DEFERRED
+);
+INSERT INTO kids VALUES (1);
+"""
+ODD_BIGINT = """
+operations:
+  - replace_table: {table: r, columns: [{name: id, type: bigint}, {name: code, type: bigint}]}
+  - replace_table:
+      table: 'Odd "T'
+      columns: [{name: I d, type: bigint}]
+      partition_by: HASH ("I d")
+      partitions: [{name: 'p "0', values: "WITH (MODULUS 1, REMAINDER 0)"}]
+"""
+
+
+async def test_odd_names_and_rare_properties_come_along(shop: Migrator, db: Any) -> None:
+    await db.execute(ODD)
+    await shop.start(shop.file("0001_odd", ODD_BIGINT), "cutover")
+    await db.execute("UPDATE r SET code = code + 1000")
+    await db.execute("""UPDATE "Odd ""T" SET "select" = 'x' WHERE "I d" < 9""")
+    await db.execute("""DELETE FROM "Odd ""T" WHERE "I d" = 1""")
+    assert (await shop.verify()).clean
+    await shop.complete()
+    assert await db.fetchval("SELECT t FROM kids") is None
+    found = await db.fetchrow(
+        "SELECT relreplident::text, relpersistence::text FROM pg_class WHERE relname = 'r'"
+    )
+    assert tuple(found) == ("i", "u")
+    indexes = await db.fetch(
+        "SELECT indexname FROM pg_indexes WHERE tablename IN ('r', 'Odd \"T') ORDER BY 1"
+    )
+    assert [i[0] for i in indexes] == ['Odd "T_pkey', "apart", "r_code", "r_pkey"]
+    key = await db.fetchval("SELECT pg_get_constraintdef(oid) FROM pg_constraint WHERE conname = 'f k'")
+    assert key.endswith("ON DELETE SET NULL DEFERRABLE INITIALLY DEFERRED")
+    assert await db.fetchval("SELECT sum(v) FROM r") == 2 * sum(1000 + i for i in range(1, 51))
