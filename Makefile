@@ -1,7 +1,8 @@
 # Everything a fresh clone needs: Python 3.11 or newer, and make. The environment goes into .venv, from uv.lock.
 #
 #   make demo     a whole migration under live traffic        DEMO_ARGS="--quick" and others: see dualwire demo --help
-#   make test     the tests                                   PYTEST_ARGS="tests/wire -x"
+#   make test     the tests, as many at a time as there are cores (four at most), each with servers of its own
+#                                                             PYTEST_ARGS="tests/wire -x", PARALLEL= for one at a time
 #   make lint     ruff, mypy --strict, the import linter
 #   make bench    the measurements, of the compiled build where there is a C compiler; PURE=1 takes the sources
 #
@@ -15,6 +16,7 @@ SHELL := /bin/sh
 VENV := .venv
 DEMO_ARGS ?=
 PYTEST_ARGS ?=
+PARALLEL ?= -n auto --maxprocesses=4 --dist=loadfile
 PURE ?=
 SUITE ?=
 CONFORMANCE_ARGS ?=
@@ -34,7 +36,7 @@ demo: $(VENV)/.demo
 	$(VENV)/bin/dualwire demo $(DEMO_ARGS)
 
 test: $(VENV)/.test
-	$(VENV)/bin/pytest $(PYTEST_ARGS)
+	$(VENV)/bin/pytest $(PARALLEL) $(PYTEST_ARGS)
 
 lint: $(VENV)/.test
 	$(VENV)/bin/ruff check .

@@ -13,6 +13,7 @@ import os
 import pwd
 import shutil
 import subprocess
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -188,7 +189,22 @@ def _make_user(name: str) -> bool:
     ]
     try:
         subprocess.run(command, check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError):
+    except OSError:
+        return False
+    except subprocess.CalledProcessError:
+        # Another process may just be making it.
+        for _ in range(20):
+            if _exists(name):
+                return True
+            time.sleep(0.1)
+        return False
+    return True
+
+
+def _exists(name: str) -> bool:
+    try:
+        pwd.getpwnam(name)
+    except KeyError:
         return False
     return True
 
