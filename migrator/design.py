@@ -202,6 +202,8 @@ class TableDesign(Value):
     suppress_triggers: bool
     """Backfill and repairs run with session_replication_role = replica."""
     guard: Guard = "sync"
+    fill_old: bool = False
+    """Guard ``sync``: rows inserted by writers who know the old shape only are completed before they are inserted."""
     inline: bool = True
     """Whether sidecars write both shapes; False: the table's own triggers or rules may overrule what they write."""
     at_close: list[AtClose] = []

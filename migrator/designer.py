@@ -264,6 +264,13 @@ class _TableBuilder:
             cleanup=[],
             rows=self.catalog.rows,
             bytes=self.catalog.bytes,
+            # A generated column has no value yet before the row is inserted.
+            fill_old=bool(up.mirrors)
+            and not any(
+                self.catalog.column(s).generated
+                for s in {*up.sources, *up.ok_sources}
+                if s not in self.new_names.values()
+            ),
             suppress_triggers=bool(user_triggers or self.catalog.has_rules) and self.may_suppress,
             guard=self.guard,
             partitioned=self.catalog.kind == "p",

@@ -32,38 +32,70 @@ def fill_function_name(function: str) -> str:
     return f"{function}_fill"
 
 
-def fill_function(table: TableDesign, function: str) -> list[str]:
-    """A new speaker's INSERT that was left to the guard must not fail on the old shape's NOT NULL constraints.
+def fill_function(table: TableDesign, migration: int, function: str) -> list[str]:
+    """Completes a row before it is inserted, where that is cheaper than a repair, or the only way.
 
-    Those are checked before an AFTER trigger could repair the row, so the columns that it left NULL are computed
-    before. A row that was written in both shapes never comes here.
+    A row without a mark whose writer gave nothing of the new shape gets it here: COPY, psql, a function. A new
+    speaker's INSERT that was left to the guard must not fail on the old shape's NOT NULL constraints, which are checked
+    before an AFTER trigger could repair the row, so the columns that it left NULL are computed. A row that was written
+    in both shapes never comes here; whatever comes out of here wrong, the guard sees.
     """
-    if not table.down.mirrors:
+    if not _fills(table):
         return []
-    sets = "\n".join(
-        f"    NEW.{ident(m.target)} := coalesce(NEW.{ident(m.target)}, {m.computed('NEW.')});"
+    back = [
+        f"NEW.{ident(m.target)} := coalesce(NEW.{ident(m.target)}, {m.computed('NEW.')});"
         for m in table.down.mirrors
-    )
-    body = f"\nBEGIN\n{sets}\n    RETURN NEW;\nEND"
-    schemas = sorted({s for m in table.down.mirrors for s in m.value.path})
-    path = ", ".join(["pg_catalog", *map(ident, schemas), "pg_temp"])
+    ]
+    lines = [*back, "RETURN NEW;"]
+    if table.fill_old:
+        carried = [f"NEW.{ident(m.target)} := {m.computed('NEW.')};" for m in table.up.mirrors]
+        mark = "1"
+        if table.up.ok is not None:
+            mark = f"CASE WHEN {table.up.ok}({names(table.up.ok_sources, 'NEW.')}) THEN 1 END"
+        lines = [
+            f"IF NEW.{ident(MARK)} IS NULL THEN",
+            f"    IF NOT ({_given(_new_given(table))}) THEN",
+            *(f"        {line}" for line in carried),
+            f"        NEW.{ident(MARK)} := {mark};",
+            f"        PERFORM nextval('dualwire.guard_repairs_{migration}');",
+            "    END IF;",
+            "    RETURN NEW;",
+            "END IF;",
+            *lines,
+        ]
+    body = "\n".join(["", "BEGIN", *(f"    {line}" for line in lines), "END"])
+    schemas = {s for m in [*table.up.mirrors, *table.down.mirrors] for s in m.value.path}
+    path = ", ".join(["pg_catalog", *map(ident, sorted(schemas)), "pg_temp"])
     name = fill_function_name(function)
     return [
-        f"CREATE OR REPLACE FUNCTION {name}() RETURNS trigger LANGUAGE plpgsql"
+        f"CREATE OR REPLACE FUNCTION {name}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER"
         f" SET search_path = {path} AS {dollar(body)}",
         f"REVOKE ALL ON FUNCTION {name}() FROM PUBLIC",
     ]
 
 
+def _fills(table: TableDesign) -> bool:
+    return bool(table.down.mirrors) or table.fill_old
+
+
+def _new_given(table: TableDesign) -> list[tuple[str, str | None]]:
+    """Columns of the new shape whose value tells that its writer knows them, each with its default."""
+    return [(c.name, c.default) for c in table.columns if not c.native and c.default_kind != "volatile"]
+
+
 def fill_trigger(table: TableDesign, function: str) -> list[str]:
     """DDL of the trigger that calls it; the last of the BEFORE triggers by its name."""
-    if not table.down.mirrors:
+    if not _fills(table):
         return []
+    mark = f"NEW.{ident(MARK)}"
     missing = " OR ".join(f"NEW.{ident(m.target)} IS NULL" for m in table.down.mirrors)
+    when = [f"{mark} IS NULL"] if table.fill_old else []
+    if missing:
+        when.append(f"({mark} >= 3 AND ({missing}))")
     trigger = ident(GUARD_TRIGGER + "_fill")
     return [
         f"CREATE TRIGGER {trigger} BEFORE INSERT ON {table.sql} FOR EACH ROW"
-        f" WHEN (NEW.{ident(MARK)} >= 3 AND ({missing})) EXECUTE FUNCTION {fill_function_name(function)}()",
+        f" WHEN ({' OR '.join(when)}) EXECUTE FUNCTION {fill_function_name(function)}()",
         f"ALTER TABLE {table.sql} ENABLE ALWAYS TRIGGER {trigger}",
     ]
 
@@ -158,7 +190,6 @@ def _volatile_columns(table: TableDesign) -> list[str]:
 def _body(table: TableDesign, migration: int) -> str:
     mark = f"NEW.{ident(MARK)}"
     old_columns = list(dict.fromkeys([*(c for c, _ in table.old_given), *table.up.sources]))
-    new_given = [(c.name, c.default) for c in table.columns if not c.native and c.default_kind != "volatile"]
     violations = _violations(table)
     carried = conjunction(
         [f"NEW.{ident(m.target)} IS NOT DISTINCT FROM {m.computed('NEW.')}" for m in table.up.reproducible]
@@ -189,7 +220,7 @@ BEGIN
         new_changed := {_changed(table.new_only)};
     ELSIF {mark} IS NULL THEN
         -- A value that is no default was given by a writer who knows the column.
-        new_changed := {_given(new_given)};
+        new_changed := {_given(_new_given(table))};
         old_changed := {_given(table.old_given)};
     ELSIF {mark} >= 3 THEN
         -- A copied row whose old columns were changed on the way; a new speaker's own values agree, or cannot.

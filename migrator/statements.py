@@ -79,7 +79,7 @@ def _functions(table: TableDesign, types: Types, migration: int, function: str) 
     return [
         *statements,
         *guard.guard_function(table, migration, function),
-        *guard.fill_function(table, function),
+        *guard.fill_function(table, migration, function),
     ]
 
 

@@ -229,9 +229,11 @@ class Director:
         )
         if guard is None:
             raise DemoError("there is no guard to sabotage")
-        await self._monitor.execute(
-            f"CREATE OR REPLACE FUNCTION {guard}() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'"
-        )
+        for function, row in ((guard, "NULL"), (f"{guard}_fill", "NEW")):
+            await self._monitor.execute(
+                f"CREATE OR REPLACE FUNCTION {function}() RETURNS trigger LANGUAGE plpgsql"
+                f" AS 'BEGIN RETURN {row}; END'"
+            )
         self.display.note("SABOTAGE: dual writes are off in every sidecar, and the guard does nothing")
 
     async def _sabotaged(self) -> None:

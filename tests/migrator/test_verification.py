@@ -32,10 +32,12 @@ async def items(db: Any, migrator: Migrator) -> Migrator:
 
 
 async def break_behind_the_guard(db: Any, *statements: str) -> None:
-    await db.execute("ALTER TABLE items DISABLE TRIGGER zzz_dualwire_guard")
+    for trigger in ("zzz_dualwire_guard", "zzz_dualwire_guard_fill"):
+        await db.execute(f"ALTER TABLE items DISABLE TRIGGER {trigger}")
     for statement in statements:
         await db.execute(statement)
-    await db.execute("ALTER TABLE items ENABLE ALWAYS TRIGGER zzz_dualwire_guard")
+    for trigger in ("zzz_dualwire_guard", "zzz_dualwire_guard_fill"):
+        await db.execute(f"ALTER TABLE items ENABLE ALWAYS TRIGGER {trigger}")
 
 
 async def test_a_clean_table_has_equal_digests(items: Migrator) -> None:
