@@ -19,9 +19,12 @@ IGNORED_FIELDS = "FLRqpW"
 FAILING_ROW = re.compile(r"^Failing row contains \(.*\)\.$", re.DOTALL)
 """The row as the table physically holds it: both shapes' columns are in it."""
 
-TWO_VIOLATIONS = {(got, expected) for got in ("23503", "23505") for expected in ("23502", "23514")}
+TWO_VIOLATIONS = {(got, expected) for got in ("23503", "23505") for expected in ("23502", "23514")} | {
+    ("23503", "23505")
+}
 """(got, expected): of two constraints that a row breaks, PostgreSQL tells NOT NULL and CHECK first. Those that only the
-new version has are checked when the row is there, and so after unique ones."""
+new version has are checked when the row is there, and so after unique ones. Foreign keys come at
+the end of a statement, but COPY of a new speaker inserts row by row."""
 
 
 class Names:

@@ -30,7 +30,7 @@ from tests.oracle.refusals import allowed
 from tests.oracle.schemas import NOTES, TYPES, Combo, quoted
 from tests.oracle.state import State, functions
 from tests.oracle.steps import Batch, CopyIn, Mixed, Program, Query, Step
-from tests.oracle.wire import Client, Heard, error, rows
+from tests.oracle.wire import Client, Heard, Lost, error, rows
 
 TEMPLATE = "oracle_types"
 COUNTED = (
@@ -291,12 +291,28 @@ class Scene:
                 for text in found:
                     name = known(str(program), text)
                     (outcome.known if name else outcome.differences).append(name or text)
+        except Lost as lost:
+            activity = self._activity()
+            self.close()
+            raise AssertionError(f"{lost}\n{program}\n{activity}") from lost
         except BaseException:
             self.close()
             raise
         if outcome.differences or outcome.known or outcome.waived:
             self.close()
         return outcome
+
+    def _activity(self) -> str:
+        """Who waits for whom in the migrating database."""
+        wanted = (
+            "SELECT pid, application_name, state, wait_event_type, wait_event, pg_blocking_pids(pid), query"
+            " FROM pg_stat_activity WHERE datname = current_database()"
+        )
+        client = Client(self.dsn("both"))
+        try:
+            return "\n".join(map(str, sql(client, wanted)))
+        finally:
+            client.close()
 
     def run_mixed(self, mixed: Mixed) -> Outcome:
         """Plays the turns of several clients: every row must be right by its direction, or a listed problem."""

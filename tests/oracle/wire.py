@@ -12,7 +12,7 @@ from typing import Any
 
 from tests.conformance.proto import Connection, Message, report
 
-PATIENCE = 20.0
+PATIENCE = 60.0
 
 
 @dataclass(frozen=True, slots=True)
