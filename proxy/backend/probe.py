@@ -37,6 +37,7 @@ _OVERHEAD = 600
 MAX_SEVERAL = 1 << 17
 """Bytes of a text of several statements that is taken apart to be tried."""
 TIMEOUT = 5.0
+LOCK_MS = 300
 RETRY_SECONDS = 5.0
 """How long a text that could not be tried is left to the guard, and an error that a twin got is believed."""
 
@@ -138,9 +139,12 @@ class SessionProber:
         connection = await self._pool.acquire(self._parameters, self._password)
         healthy = False
         try:
+            # The client's own transaction may hold a lock that even parsing would wait for.
+            settings = f"SET lock_timeout TO '{LOCK_MS}ms'"
             if search_path:
                 path = ", ".join(ident(schema) for schema in search_path)
-                await connection.simple(f"SET search_path TO {path}")
+                settings += f"; SET search_path TO {path}"
+            await connection.simple(settings)
             verdict = await _judge(connection, plan, oids)
             healthy = True
             return verdict

@@ -194,3 +194,15 @@ async def test_a_server_that_cannot_be_asked_refuses_what_no_guard_can_take(stag
     stage.pool.wait_timeout = 0.2
     assert (await stage.twin("SELECT 1", "SELECT 1")).refusal == NOT_TRIED
     stage.pool.release(taken, reusable=True)
+
+
+async def test_a_table_that_the_client_has_locked_itself_is_not_waited_for(
+    stage: Stage, database: Database
+) -> None:
+    assert (await stage.verdict(ORIGINAL + b" -- before")).mirrored
+    connections = list(stage.pool.pids)
+    async with database.connection() as client, client.transaction():
+        await client.execute("TRUNCATE t")
+        assert not (await stage.verdict(ORIGINAL + b" -- meanwhile")).mirrored
+        # The server gave up, and not the prober, which would have had to end the connection.
+        assert list(stage.pool.pids) == connections
