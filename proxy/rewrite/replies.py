@@ -29,7 +29,7 @@ from proxy.sql.splice import characters, original_position
 Fields = dict[str, str]
 
 SCHEMA, TABLE, COLUMN, CONSTRAINT = "s", "t", "c", "n"
-MESSAGE, DETAIL, HINT, WHERE, CODE, POSITION = "M", "D", "H", "W", "C", "P"
+MESSAGE, DETAIL, HINT, WHERE, CODE, POSITION, ROUTINE = "M", "D", "H", "W", "C", "P", "R"
 TEXTS = (MESSAGE, DETAIL, HINT, WHERE)
 UNIQUE, FOREIGN_KEY, NOT_NULL, CHECK, EXCLUSION = "23505", "23503", "23502", "23514", "23P01"
 UNDEFINED_COLUMN = "42703"
@@ -118,7 +118,7 @@ class Translator:
         """The fields that change; ``named`` are the tables of the plans that may have failed, ``schema.name``."""
         told: dict[str, str | None] = {}
         said = dict(fields)
-        own = WHERE in said and _ours_last(said[WHERE].split("\n")) > 0
+        own = said.get(ROUTINE) == "exec_stmt_raise" and _OURS.search(said.get(WHERE, "").partition("\n")[0])
         table = self._table(said)
         if own:
             pass  # raised by the guard, in the words of the version

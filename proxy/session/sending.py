@@ -11,12 +11,14 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from proxy.rewrite.plan import Kind, Plan, Refusal
+from proxy.session.book import PlanBook
 from proxy.session.context import Flight, Term
 from proxy.session.databases import wanted_alone
 from proxy.session.effects import FAILED, IDLE
 from proxy.session.outbox import discards_all, translated
 from proxy.session.ports import Target
 from proxy.session.replies import PLAIN_BIND, PLAIN_DESCRIBE, PLAIN_EXECUTE, PLAIN_SYNC, Reply
+from proxy.session.spoken import Spoken
 from proxy.session.work import Item, Work
 from proxy.wire import messages as m
 
@@ -74,7 +76,8 @@ def send(session: Session, frames: list[bytes], work: Work, target: Target, term
     else:
         flight.frames = None
     if term.routing.tables:
-        _translate(session, work, flight)
+        spoken = session.spoken
+        flight.translate = functools.partial(_translated, spoken, spoken.version, context.book(), work)
     last = work.items[-1].kind
     session.open_flight = None if last in ENDS else flight
     session.target = target
@@ -115,17 +118,14 @@ def send(session: Session, frames: list[bytes], work: Work, target: Target, term
         session.port.to_server(target, data)
 
 
-def _translate(session: Session, work: Work, flight: Flight) -> None:
-    """The batch's errors are to be those of the version that its statements were prepared under."""
-    spoken = session.spoken
+def _translated(spoken: Spoken, version: str, book: PlanBook, work: Work, message: bytes) -> bytes:
+    """An error of a batch, in the words of the version under which its statements were prepared."""
     versions = {item.statement.version for item in work.items if item.statement is not None}
-    side = spoken.side_of(versions.pop() if len(versions) == 1 else spoken.version)
-    if not isinstance(side, Refusal):
-        flight.translate = functools.partial(
-            translated,
-            session.context.book().translator(side),
-            tuple({t for p in work.plans for t in p.tables}),
-        )
+    side = spoken.side_of(versions.pop() if len(versions) == 1 else version)
+    if isinstance(side, Refusal):
+        return message
+    tables = {table for plan in work.plans for table in plan.tables}
+    return translated(book.translator(side), tuple(tables), message)
 
 
 def _coarse(entries: list[Reply]) -> list[Reply]:

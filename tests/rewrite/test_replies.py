@@ -183,21 +183,38 @@ def test_what_stands_behind_the_table_is_never_named() -> None:
 
 
 def test_the_guard_is_no_context() -> None:
-    guard = (
-        'SQL statement "UPDATE public.orders AS t SET x = 1\n  WHERE id = 1"\n'
-        "PL/pgSQL function dualwire.guard_1_1() line 5 at SQL statement"
-    )
+    guard = "PL/pgSQL function dualwire.guard_1_1() line 5 at RAISE"
     fields = {
         **OF_ORDERS,
         "C": "23502",
         "M": "m",
         "D": "Failing row contains (1, 2, 3, 4, 5, 6).",
         "W": guard,
+        "R": "exec_stmt_raise",
     }
     assert NEW.error(fields) == {"W": None}
     theirs = 'SQL statement "UPDATE orders SET code = 1"\nPL/pgSQL function f() line 3 at SQL statement'
     assert NEW.error({**fields, "W": f"{guard}\n{theirs}"}) == {"W": theirs}
     assert "W" not in NEW.error({**fields, "W": theirs})
+
+
+def test_what_fails_inside_of_a_copy_view_is_an_error_of_the_table() -> None:
+    fields = {
+        **OF_ORDERS,
+        "C": "23502",
+        "M": 'null value in column "code" of relation "orders" violates not-null constraint',
+        "D": "Failing row contains (1, 0, null, b, new, 1).",
+        "c": "code",
+        "W": 'SQL statement "INSERT INTO public.orders\n VALUES (1)"\n'
+        'PL/pgSQL function dualwire.copy_1_1_new() line 3 at SQL statement\nCOPY copy_1_new, line 1: "1"',
+        "R": "ExecConstraints",
+    }
+    assert NEW.error(fields) == {
+        "c": "sku",
+        "M": 'null value in column "sku" of relation "orders" violates not-null constraint',
+        "D": "Failing row contains (1, new, null, b).",
+        "W": 'COPY orders, line 1: "1"',
+    }
 
 
 @pytest.mark.parametrize(
