@@ -4,6 +4,7 @@
 #   make test     the tests, as many at a time as there are cores (four at most), each with servers of its own
 #                                                             PYTEST_ARGS="tests/wire -x", PARALLEL= for one at a time
 #   make lint     ruff, mypy --strict, the import linter
+#   make docs     docs/rewriting.md, from the planner itself
 #   make bench    the measurements, of the compiled build where there is a C compiler; PURE=1 takes the sources
 #
 #   make bench-rewrite    writes, reads and plans in the middle of a migration, beside triggers
@@ -26,7 +27,7 @@ TESTS ?= tests/build tests/wire tests/session tests/server tests/integration
 PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
 	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$python" && break; done)
 
-.PHONY: demo test lint bench bench-rewrite conformance install clean compile clean-compiled test-compiled
+.PHONY: demo test lint docs bench bench-rewrite conformance install clean compile clean-compiled test-compiled
 
 # The compiled wheel, an environment that has it, and a copy of the tests: sources never meet compiled modules there.
 COMPILED := build/compiled
@@ -43,6 +44,9 @@ lint: $(VENV)/.test
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
+
+docs: $(VENV)/.test
+	$(VENV)/bin/python -m tests.docs
 
 bench: $(VENV)/.test
 	@if [ -z "$(PURE)" ] && $(MAKE) --no-print-directory $(COMPILED)/tree; then \
