@@ -97,6 +97,7 @@ class Flight:
         "frees",
         "keep_sync",
         "mirrored",
+        "mixed",
         "noted",
         "settings",
         "started",
@@ -140,5 +141,7 @@ class Flight:
         """Turns the servers' errors into those of the client's version."""
         self.mirrored: tuple[str, ...] = ()
         """Tables that it writes in both shapes."""
+        self.mixed = False
+        """It has other statements as well."""
         self.noted = False
         """Whether its outcome matters to ``Effects``."""

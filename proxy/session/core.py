@@ -285,6 +285,7 @@ class Session:
             utf8=self.settings.utf8,
             breaker=context.books.breaker,
             tried=self.tried,
+            who=(self.user, *self.settings.scope),
             planned=None if context.planning is None else self._planned,
             shared=self.shared,
         )

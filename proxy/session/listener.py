@@ -135,8 +135,9 @@ class ServerReplies:
             session.blocked = "cure"
             return b""
         session.context.stats.errors += 1
-        if session.flights and session.flights[0].mirrored and ours(message):
-            session.context.books.breaker.failed(session.flights[0].mirrored)
+        first = session.flights[0] if session.flights else None
+        if first is not None and first.mirrored and ours(message, not first.mixed):
+            session.context.books.breaker.failed(first.mirrored, (session.user, *session.settings.scope))
         session.cure.outdated(message, session.flights[0].frames if session.flights else None)
         session.saw_fatal = session.saw_fatal or b"VFATAL\0" in message[:64]
         session.copying = False

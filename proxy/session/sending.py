@@ -175,6 +175,7 @@ def _note(session: Session, item: Item, plan: Plan, flight: Flight) -> None:
     if item.kind == m.QUERY or item.kind == m.BIND:
         if plan.rewritten:
             stats.rewrites[plan.reason] += 1
+        flight.mixed = flight.mixed or not plan.mirrored or plan.statements > 1
         if plan.mirrored:
             stats.mirrored += 1
             flight.mirrored += plan.tables

@@ -15,7 +15,7 @@ from proxy.rewrite.model import Side, TableModel
 from proxy.rewrite.plan import Kind, Plan, Refusal
 from proxy.rewrite.reasons import Reason
 from proxy.session.book import LARGE_TEXT, PlanBook, SearchPath
-from proxy.session.breaker import Breaker
+from proxy.session.breaker import Breaker, Who
 from proxy.session.ports import Prober, Verdict
 from proxy.session.statements import Statement
 from proxy.session.twins import as_if_alone
@@ -145,6 +145,8 @@ class Scope:
     breaker: Breaker
     tried: Mapping[tuple[Any, ...], Verdict]
     """What was tried on the session's own connection for this batch."""
+    who: Who
+    """Whose statements they are, for the breaker."""
     planned: Mapping[Large, Plan] | None = None
     """The large texts of the batch that were planned elsewhere; None: they are planned here."""
     shared: bool = False
@@ -258,7 +260,7 @@ def _decide(item: Item, work: Work, scope: Scope, text: bytes, version: str, oid
             work.unproved, work.probe_key, work.probe_oids = plan, key, oids
     elif verdict.mirrored:
         item.oids = verdict.oids
-        if plan.fallback is not None and plan.mirrored and scope.breaker.handed(plan.tables):
+        if plan.fallback is not None and plan.mirrored and scope.breaker.handed(plan.tables, scope.who):
             item.plan = replace(plan.fallback, reason=Reason.GUARD_BREAKER.value)
     elif verdict.error:
         if len(work.items) == 1 and not item.tried:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import Any
 
 import asyncpg
@@ -10,7 +11,7 @@ import pytest
 
 from migrator import engine
 from migrator import status as status_module
-from tests.conftest import Database, SidecarFactory
+from tests.conftest import Database, Sidecar, SidecarFactory
 from tests.migrator.conftest import Migrator
 
 SETUP = """
@@ -36,6 +37,30 @@ def role(database: Database) -> Any:
     database.sql(f"DROP OWNED BY {name}; DROP ROLE {name}")
 
 
+def mirrored(proxy: Sidecar) -> float:
+    """How many statements wrote both shapes."""
+    found = re.search(
+        r'dualwire_mirrored_statements_total\{database="shop"\} (\S+)', proxy.get("/metrics")[1]
+    )
+    assert found is not None
+    return float(found[1])
+
+
+async def test_the_clients_own_mistakes_beside_a_rewritten_write_do_not_count(
+    database: Database, sidecar: SidecarFactory, role: str, tmp_path: Any
+) -> None:
+    migrator = Migrator(database.dsn, tmp_path)
+    await migrator.init()
+    database.sql(SETUP.format(role=role))
+    await migrator.start(migrator.file("0001_items", MIGRATION), "backfilled")
+    proxy = sidecar()
+    client = await proxy.connect(version="base")
+    for key in range(4):
+        with pytest.raises(asyncpg.UndefinedColumnError):
+            await client.execute(f"INSERT INTO items VALUES ({key}, 'new'); SELECT nothing FROM items")
+    assert 'dualwire_mirror_failures_total{database="shop"} 0.0' in proxy.get("/metrics")[1]
+
+
 async def test_a_table_whose_rewritten_writes_fail_is_handed_to_the_guard_until_the_next_epoch(
     database: Database, sidecar: SidecarFactory, role: str, tmp_path: Any
 ) -> None:
@@ -55,6 +80,12 @@ async def test_a_table_whose_rewritten_writes_fail_is_handed_to_the_guard_until_
             await client.execute(f"INSERT INTO items VALUES ({key}, 'new')")
     for key in (5, 6):
         await client.execute(f"INSERT INTO items VALUES ({key}, 'new')")
+    # Who lacks nothing goes on as before.
+    other = await proxy.connect(version="base")
+    before = mirrored(proxy)
+    await other.execute("DELETE FROM items WHERE id = 1")
+    await other.execute("INSERT INTO items VALUES (1, 'new')")
+    assert mirrored(proxy) == before + 1
     async with database.connection() as direct:
         rows = await direct.fetch("SELECT id, _dualwire_new_status FROM items ORDER BY id")
     assert [tuple(row) for row in rows] == [(1, 0), (5, 0), (6, 0)]
