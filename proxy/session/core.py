@@ -33,6 +33,7 @@ from proxy.session.replies import PLAIN_SYNC, Reply, ReplyQueue
 from proxy.session.sending import ENDS, choose, send
 from proxy.session.settings import DEFAULT_SEARCH_PATH, SessionSettings
 from proxy.session.spoken import Spoken
+from proxy.session.temporary import Temporary
 from proxy.session.work import Large, Scope, Unplanned, study
 from proxy.wire import messages as m
 from proxy.wire.framing import Framer
@@ -67,6 +68,7 @@ class Session:
         self.number = number
         self.user = user
         self.settings = SessionSettings(user, parameters, search_path)
+        self.temporary = Temporary(self.settings)
         self.status = IDLE
         self.shared = context.names is not None
         self.leased = not self.shared

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, final
 
+from proxy.rewrite.plan import Kind
 from proxy.session.breaker import ours
 from proxy.session.context import Flight
-from proxy.session.effects import IDLE
+from proxy.session.effects import FAILED, IDLE
 from proxy.session.ports import Target
 from proxy.session.replies import Desync
 
@@ -55,6 +56,10 @@ class ServerReplies:
                 session.effects.settle(flight, session.status, status)
             if (status == IDLE) != (session.status == IDLE):
                 context.stats.transactions_open += 1 if session.status == IDLE else -1
+            if status == IDLE:
+                session.temporary.over(
+                    session.status == FAILED or flight.failed or Kind.ROLLBACK in flight.control
+                )
             session.status = status
             session.reading.answered()
         if status == IDLE and session.touching and not session.flights:

@@ -182,5 +182,5 @@ def _note(session: Session, item: Item, plan: Plan, flight: Flight) -> None:
         elif plan.guarded:
             stats.guarded += 1
         session.effects.note(item.text, plan, flight)
-        if plan.temp_relations:
-            session.settings.temp |= frozenset(plan.temp_relations)
+        if plan.kind is not Kind.READ:
+            session.temporary.sent(item.text, plan)
