@@ -174,7 +174,6 @@ CASES: tuple[Case, ...] = (
         "SELECT * FROM item",
         "DROP TABLE pg_temp.item",
         "SELECT * FROM item",
-        bug="a temporary relation is believed to be there until DISCARD ALL",
     ),
     _queries(
         "a_new_speakers_insert_that_is_left_to_the_guard_keeps_no_default_of_the_old_shape",
