@@ -91,3 +91,8 @@ def require_inline(work: Work, rule: Rule) -> None:
             Reason.GUARD_BEFORE_TRIGGER,
             f"Triggers of {rule.model.qualified} may overrule what the statement writes.",
         )
+    if work.declared is not None and rule.model.guard == "sync":
+        raise Unmirrorable(
+            Reason.GUARD_PREPARE,
+            "What PREPARE makes may outlive the migration, so it must not name the other shape's columns.",
+        )

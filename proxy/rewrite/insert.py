@@ -132,8 +132,8 @@ class _Insert(Insertion):
 
     def _derived_query(self, columns: list[str]) -> Derived:
         width, assumed = self.width, False
-        if width is None and self.rule.model.guard == "sync" and self.work.declared is None:
-            # The prober asks the server. Without a guard, or inside PREPARE, it has no choice.
+        if width is None and self.rule.model.guard == "sync":
+            # The prober asks the server. Without a guard it has no choice.
             width, assumed = len(columns), True
         return from_query(
             self.work, self.rule, self.node, columns, width, self.query_start(), assumed=assumed

@@ -126,7 +126,7 @@ def _width_fits(work: Work, rule: Rule, item: Item) -> bool:
     assert item.query is not None
     outputs = work.outputs.get(id(item.query.get("SelectStmt")))
     if outputs is None:
-        return work.declared is None and rule.model.guard == "sync"
+        return rule.model.guard == "sync"
     return len(outputs) == len(item.cells)
 
 

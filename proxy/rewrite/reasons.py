@@ -49,6 +49,8 @@ class Reason(StrEnum):
     """Triggers of the table may overrule what a statement writes, so only after them the mirrors are known."""
     GUARD_CODE = "guard_code"
     """DO, CALL or a function's body that names the table: it is not looked into."""
+    GUARD_PREPARE = "guard_prepare"
+    """SQL's PREPARE: what it makes may be executed when the columns of the other shape are gone."""
     GUARD_BREAKER = "guard_breaker"
     """Too many rewritten writes of the table failed by what was added: until the next epoch none is rewritten."""
     GUARD_OTHER = "guard_other"

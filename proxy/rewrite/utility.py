@@ -184,7 +184,10 @@ def _untranslated(rule: Rule, what: str) -> Refused:
 
 
 def prepare(work: Work, node: Node, scope: Scope) -> None:
-    """PREPARE: the inner statement; no prober tries it, so parameters have the types that the text gives them."""
+    """PREPARE: the inner statement, whose mirrors are the guard's where there is one (``assign.require_inline``).
+
+    No prober tries it, so parameters have the types that the text gives them.
+    """
     types = [given["TypeName"] for given in node.get("argtypes", ())]
     work.declared = frozenset(number for number, given in enumerate(types, 1) if not _unknown(given))
     work.visit(node["query"], scope)

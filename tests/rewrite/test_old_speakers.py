@@ -222,8 +222,8 @@ def test_lists_are_spelled_out_even_before_any_column_is_added() -> None:
             "MERGE INTO orders USING a ON true WHEN NOT MATCHED THEN INSERT (status) VALUES (1, 2)",
             "guard_other",
         ),
-        ("PREPARE p AS INSERT INTO orders SELECT * FROM a", "guard_insert_select"),
-        ("PREPARE p AS UPDATE orders SET (status, data) = (SELECT * FROM a)", "guard_multi_assignment"),
+        ("PREPARE p AS INSERT INTO orders SELECT * FROM a", "guard_prepare"),
+        ("PREPARE p AS UPDATE orders SET (status, data) = (SELECT * FROM a)", "guard_prepare"),
         ("DO $$ BEGIN UPDATE orders SET status = 'x'; END $$", "guard_code"),
     ],
 )
