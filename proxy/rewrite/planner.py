@@ -67,6 +67,7 @@ class Planner:
         self._catalog = Catalog(tables, side)
         self._dual_write = dual_write
         self._touches = touches_names(table.name for table in tables)
+        self._ascii = all(table.name.isascii() for table in tables)
 
     def plan(
         self,
@@ -90,7 +91,8 @@ class Planner:
 
     def unplanned(self, text: bytes, why: str) -> Plan:
         """The plan of a text that is not looked into, for the reason given."""
-        return self._opaque(Parsed(text, failure=Failure.LIMIT, message=why))
+        # It may be in another encoding than UTF-8.
+        return self._opaque(Parsed(text, failure=Failure.ENCODING, message=why))
 
     def _plan(self, text: bytes, search_path: tuple[str, ...], temporary: frozenset[str]) -> Plan:
         parsed = parse(text)
@@ -210,7 +212,8 @@ class Planner:
         """A text that cannot be looked into: passed where that is harmless, refused where it may not be."""
         text = parsed.text
         sentence = f"The text could not be parsed: {parsed.message}."
-        if parsed.failure is Failure.SYNTAX or not self._touches(text):
+        hidden = parsed.failure is Failure.ENCODING and not self._ascii
+        if parsed.failure is Failure.SYNTAX or not (hidden or self._touches(text)):
             return Plan(text, Kind.UNPARSED, (reason or Reason.UNPARSED).value, explanations=(sentence,))
         work = Work(text, self._catalog, HANDLERS, (), frozenset(), self._dual_write)
         try:

@@ -130,9 +130,9 @@ class PlanBook:
         if not temp:
             self._large.put((side, search_path, text), plan, size_of(plan) + len(text))
 
-    def unplanned(self, text: bytes, side: Side) -> Plan:
+    def unplanned(self, text: bytes, side: Side, why: str = "it took too long, or too much memory") -> Plan:
         """What becomes of a text that nobody could look into."""
-        return self._planners[side].unplanned(text, "it took too long, or too much memory")
+        return self._planners[side].unplanned(text, why)
 
     def tried_as(self, text: bytes, simple: bool) -> bytes:
         """Under what a text is known that was tried on the server: in a simple query its literals do not count."""

@@ -284,7 +284,7 @@ class Session:
             search_path=self.settings.search_path,
             temp=self.settings.temp,
             user=self.user,
-            utf8=self.settings.utf8,
+            misread=self.settings.misread,
             breaker=context.books.breaker,
             tried=self.tried,
             who=(self.user, *self.settings.scope),

@@ -16,6 +16,7 @@ from proxy.session.blank import tangled
 DEFAULT_SEARCH_PATH = '"$user", public'
 _VALUE = re.compile(r"\s*SET\s+(?:SESSION\s+)?search_path\s*(?:=|\bTO\b)(.*)", re.IGNORECASE | re.DOTALL)
 _UTF8 = frozenset(("", "UTF8", "UNICODE", "SQL_ASCII"))
+_ASCII_ONLY = re.compile(rb"[\x00-\x7f]*\Z")
 
 _CONTROL = rb"BEGIN|START|COMMIT|END|ROLLBACK|ABORT|SAVEPOINT|RELEASE|PREPARE|EXECUTE|CALL|LOCAL"
 _DIVIDES = re.compile(rb"\b(?:" + _CONTROL + rb")\b", re.IGNORECASE)
@@ -43,6 +44,7 @@ class SessionSettings:
         "_path_reported",
         "_user",
         "applied",
+        "escapes",
         "scope",
         "search_path",
         "temp",
@@ -63,9 +65,12 @@ class SessionSettings:
         self.scope: tuple[str, ...] = ()
         """What decides which relations a text names: the same object as long as it is the same."""
         self.utf8 = True
+        self.escapes = False
+        """A backslash in a string escapes what comes next: ``standard_conforming_strings`` is off."""
         self._path_reported = "search_path" in reported
         self.report("search_path", reported.get("search_path", ""))
         self.report("client_encoding", reported.get("client_encoding", ""))
+        self.report("standard_conforming_strings", reported.get("standard_conforming_strings", ""))
 
     @property
     def portable(self) -> bool:
@@ -84,6 +89,16 @@ class SessionSettings:
             self._note_scope()
         elif name == "client_encoding":
             self.utf8 = value.upper().replace("-", "") in _UTF8
+        elif name == "standard_conforming_strings":
+            self.escapes = value == "off"
+
+    def misread(self, text: bytes) -> str:
+        """Why a parser that takes UTF-8 and standard strings would misread a text; empty if it would not."""
+        if self.escapes and b"\\" in text:
+            return "it has a backslash while standard_conforming_strings is off"
+        if not self.utf8 and _ASCII_ONLY.match(text) is None:
+            return "it is neither UTF-8 nor ASCII"
+        return ""
 
     def apply(self, settings: tuple[Setting, ...]) -> None:
         """These SET and RESET statements took effect; a text of None is a RESET."""

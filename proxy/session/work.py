@@ -6,7 +6,6 @@ what is still unknown (a rewritten text that was never tried on the server); sen
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -20,8 +19,6 @@ from proxy.session.ports import Prober, Verdict
 from proxy.session.statements import Statement
 from proxy.session.twins import as_if_alone
 from proxy.wire import messages as m
-
-ASCII_ONLY = re.compile(rb"[\x00-\x7f]*\Z")
 
 RETIRED = Refusal(
     "0A000",
@@ -141,7 +138,8 @@ class Scope:
     search_path: SearchPath
     temp: frozenset[str]
     user: str
-    utf8: bool
+    misread: Callable[[bytes], str]
+    """Why a parser would misread a text, if so."""
     breaker: Breaker
     tried: Mapping[tuple[Any, ...], Verdict]
     """What was tried on the session's own connection for this batch."""
@@ -153,9 +151,10 @@ class Scope:
     """Servers are shared by transactions: a named statement is prepared wherever it is wanted."""
 
     def plan(self, text: bytes, side: Side) -> Plan:
-        """The plan of a text; what is neither UTF-8 nor ASCII is taken for unparsable (a parser would misread it)."""
-        if not self.utf8 and ASCII_ONLY.match(text) is None:
-            return Plan(text, Kind.UNPARSED, "client_encoding")
+        """The plan of a text; one that a parser would misread counts as one that cannot be looked into."""
+        why = self.misread(text)
+        if why:
+            return self.book.unplanned(text, side, why)
         if self.planned is not None and len(text) > LARGE_TEXT:
             large = (self.book.serial, side, self.search_path, self.temp, text)
             plan = self.planned.get(large) or self.book.large(text, side, self.search_path, self.temp)
