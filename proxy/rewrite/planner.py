@@ -24,6 +24,7 @@ from proxy.rewrite.work import FALLBACK, MIRROR_RECIPES, Handler, Refused, Work
 from proxy.sql.classify import Classified, classify, worst_kind
 from proxy.sql.names import touches_names
 from proxy.sql.parse import Failure, Parsed, Statement, parse
+from proxy.sql.path import path_after
 from proxy.sql.splice import apply, characters, ordered
 from proxy.sql.tokens import UnclearNames
 
@@ -117,6 +118,8 @@ class Planner:
                     else:
                         tables.update(names_in_code(work, statement))
                     work.temporary = work.temporary.union(known.temp_relations)
+                    if len(parsed.statements) > 1:
+                        work.search_path = path_after(work.search_path, statement, search_path)
         except Refused as refused:
             refusal = refused.refusal
             if refused.location >= 0:
@@ -147,7 +150,7 @@ class Planner:
         for schema, name in (*known.relations, *tables_named(kind, node)):
             if schema is None and name in known.temp_relations:
                 continue
-            rule = self._catalog.find(schema, name, work.search_path, work.temporary)
+            rule = work.find(schema, name)
             if rule is not None:
                 named[rule.model.qualified] = rule
         return named

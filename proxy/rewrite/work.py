@@ -85,7 +85,8 @@ class Work:
     ) -> None:
         self.text = text
         self.catalog = catalog
-        self.search_path = search_path
+        self.search_path: tuple[str, ...] | None = search_path
+        """None: an earlier statement of the text sets it to what the text does not tell."""
         self.temporary = temporary
         self.dual_write = dual_write
         self.declared: frozenset[int] | None = None
@@ -130,9 +131,25 @@ class Work:
 
     def rule_of(self, relation: Node) -> Rule | None:
         """The rule of the table that a RangeVar means (which the caller knows to be no CTE)."""
-        return self.catalog.find(
-            relation.get("schemaname"), relation["relname"], self.search_path, self.temporary
-        )
+        return self.find(relation.get("schemaname"), relation["relname"])
+
+    def find(self, schema: str | None, name: str) -> Rule | None:
+        """The rule of the table that a name means in the statement in hand."""
+        if self.search_path is None:
+            return self._find_anywhere(schema, name)
+        return self.catalog.find(schema, name, self.search_path, self.temporary)
+
+    def _find_anywhere(self, schema: str | None, name: str) -> Rule | None:
+        """The same where the search_path is not known: only what means one table under any."""
+        rules = [rule for rule in self.catalog.rules if rule.model.name == name]
+        schemas = {other for rule in rules for other in (rule.model.schema, *rule.model.shadows)}
+        if schema is None and len(schemas) > 1 and name not in self.temporary:
+            raise Refused(
+                Reason.REFUSED_AMBIGUOUS,
+                f'relation "{name}" cannot be resolved while a migration is in progress',
+                hint="Set search_path in a query of its own, or write the schema's name.",
+            )
+        return self.catalog.find(schema, name, tuple(schemas), self.temporary)
 
     def visit(self, value: Any, scope: Scope) -> None:
         """Walk over a part of a tree, giving each node that has a handler to it."""
