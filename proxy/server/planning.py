@@ -1,8 +1,9 @@
 """Large texts are planned by a process of their own, one after the other; the event loop goes on meanwhile.
 
 Contract: :class:`Planning` implements ``proxy.session.ports.Planning``. The process is started with the first large
-text, ends after a while without any, and is started anew when it is gone. Whatever goes wrong with it (it takes too
-long, or too much memory, or dies), the text counts as one that cannot be looked into.
+text, ends after a while without any, and is started anew when it is gone; a text whose process dies gets a second one.
+Whatever else goes wrong with it (it takes too long, or too much memory), the text counts as one that cannot be looked
+into.
 """
 
 from __future__ import annotations
@@ -98,7 +99,7 @@ class Planning:
                 continue
             try:
                 async with asyncio.timeout(TIMEOUT):
-                    plan = await self._ask(job)
+                    plan = await self._answer(job)
             except Exception as exc:
                 # Whatever it is: a client waits for the answer.
                 self._kill()
@@ -115,6 +116,16 @@ class Planning:
                 except Exception:
                     log.exception("a session could not go on with its plan")  # the others' texts still wait
         self._idle = asyncio.get_running_loop().call_later(IDLE_SECONDS, self._kill)
+
+    async def _answer(self, job: _Job) -> Plan:
+        """The plan of a text, from a second process if the first one dies of it, or of something else."""
+        try:
+            return await self._ask(job)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            if job.withdrawn:
+                raise
+            self._kill()
+            return await self._ask(job)
 
     async def _ask(self, job: _Job) -> Plan:
         process = self._process

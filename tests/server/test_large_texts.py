@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -91,3 +93,25 @@ async def test_hostile_texts_are_answered_and_so_are_others_meanwhile(migrating:
             await answer
         assert await busy.fetchval("SELECT 1") == 1
     assert migrating.process.poll() is None
+
+
+def _kill_planner(sidecar: int) -> bool:
+    """Kill the process that plans, if there is one."""
+    children = [task.read_text() for task in Path(f"/proc/{sidecar}/task").glob("*/children")]
+    for child in map(int, " ".join(children).split()):
+        if b"planning_worker" in Path(f"/proc/{child}/cmdline").read_bytes():
+            os.kill(child, signal.SIGKILL)
+            return True
+    return False
+
+
+async def test_a_statement_survives_the_death_of_the_process_that_plans_it(
+    migrating: Any, database: Database
+) -> None:
+    client = await migrating.connect(version="amounts")
+    large = asyncio.ensure_future(client.execute(_insert(0, 40_000)))
+    while not large.done() and not _kill_planner(migrating.process.pid):
+        await asyncio.sleep(0.01)
+    assert not large.done()
+    assert await large == "INSERT 0 40000"
+    assert database.sql("SELECT count(*) FROM orders WHERE _dualwire_new_amount = id") == "40000"
