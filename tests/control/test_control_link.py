@@ -185,7 +185,7 @@ async def test_a_control_schema_that_appears_later_is_found(bare: Control, follo
     await until(lambda: follower.link.status().registered)
     row = await until(bare.sidecars)
     assert [(r["service"], r["speaks"]) for r in row] == [("checkout", "auto")]
-    assert follower.hub.routing.epoch == 1
+    await until(lambda: follower.hub.routing.epoch == 1)
 
 
 async def test_a_registered_sidecar_acknowledges_and_reports(control: Control, follow: Follow) -> None:
