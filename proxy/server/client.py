@@ -32,6 +32,7 @@ log = structlog.get_logger(__name__)
 
 PRIMARY, REPLICA = Target.PRIMARY, Target.REPLICA
 ORPHAN_SECONDS = 30.0
+CANCEL_AGAIN_SECONDS = 1.0
 BLOCKED_CHECK = 0.02
 UNFINISHED_WAIT = 0.005
 """Seconds after which requests go to the server though the end of their batch has not come."""
@@ -161,8 +162,15 @@ class ClientConnection(asyncio.Protocol):
             server.write(_COPY_FAIL)
         server.write(m.SYNC_FRAME)
         session.abandon()
-        server.cancel()
+        self._cancel_until_over(session, server)
         self._loop.call_later(ORPHAN_SECONDS, self._orphan_over)
+
+    def _cancel_until_over(self, session: Session, server: ServerConnection) -> None:
+        """A request that arrives before its statement has begun cancels nothing, so there may be more than one."""
+        if session.closed or server.closed:
+            return
+        server.cancel()
+        self._loop.call_later(CANCEL_AGAIN_SECONDS, self._cancel_until_over, session, server)
 
     def _orphan_over(self) -> None:
         if self.session is not None and not self.session.closed:
