@@ -25,11 +25,15 @@ from urllib.parse import quote
 import asyncpg
 import pytest
 
-from migrator.cluster import Cluster, NotOurs, start_cluster
+from migrator.cluster import Cluster, NotOurs, embedded, start_cluster
 from migrator.cluster.embedded import free_port
 
 DUALWIRE = [sys.executable, "-m", "migrator.cli.main"]
 SIDECAR_TIMEOUT = 30.0
+
+if (worker := os.environ.get("PYTEST_XDIST_WORKER", "")).startswith("gw"):
+    # Processes that run tests side by side must not be given the same port.
+    embedded.PORTS = embedded.PORTS[int(worker[2:]) % 4 :: 4]
 
 
 @pytest.hookimpl(wrapper=True)

@@ -220,6 +220,7 @@ async def naive_writer(shared: Field, seed: int) -> None:
         await conn.close()
 
 
+@pytest.mark.slow
 async def test_the_harness_finds_the_naive_mirror_wrong(database: Database, db: Any) -> None:
     for number in range(40):
         await db.execute("DROP TABLE IF EXISTS items, mirror; " + SETUP)
